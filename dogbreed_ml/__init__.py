@@ -1,0 +1,3 @@
+"""Experiment tracking around MLflow for people who fine-tune image classifiers."""
+
+__version__ = "0.1.0"
