@@ -108,26 +108,23 @@ def to_square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.ui
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
 
 
-def augment(image: Image.Image, augmentation: Augmentation, preprocessing: Preprocessing, *, seed: int) -> Image.Image:
-    """One random variant of a decoded image; the same seed gives the same variant, in any thread.
+def augmented_square(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, *, seed: int
+) -> NDArray[np.uint8]:
+    """One random variant of a decoded image, (image_size, image_size, 3) uint8; the same seed, the same variant.
 
-    flip mirrors every second image on average; flip_crop also crops 35 to 100 % of the area; randaugment adds
-    torchvision's RandAugment with its defaults.
+    flip mirrors every second image on average; flip_crop takes a random crop of 35 to 100 % of the area instead of
+    the central square; randaugment adds torchvision's RandAugment with its defaults.
     """
     if augmentation == "none":
-        return image
+        return to_square(image, preprocessing)
     import torch
 
     transform = _augmentation(augmentation, preprocessing.image_size)
     with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         varied: Image.Image = transform(image)
-    return varied
-
-
-def mirror(image: Image.Image) -> Image.Image:
-    """The horizontal mirror image."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return to_square(varied, preprocessing) if augmentation == "flip" else np.asarray(varied, dtype=np.uint8)
 
 
 @lru_cache
