@@ -1,0 +1,217 @@
+"""Training as a generator: `fit` yields one EpochResult per epoch and knows nothing of who reads them."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dogbreed_ml.config import TrainConfig
+from dogbreed_ml.spans import NO_SPANS, Spans
+
+EVALUATION_BATCH_SIZE = 256
+
+
+class Batches(Protocol):
+    """What feeds a training: images or kept features of one split."""
+
+    labels: Tensor
+    """(n,) int64."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields inputs (B, ...) and labels (B,) int64, in `order` or as they stand (then without augmentation)."""
+
+
+Metrics = Callable[[Tensor, Tensor], dict[str, float]]
+"""Logits (n, K) float32 and labels (n,) int64 to named figures; `evaluation.compute_metrics` in this project."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to."""
+
+    epoch: int
+    """From 0."""
+    global_step: int
+    """Optimizer steps done so far."""
+    metrics: dict[str, float]
+    """By MLflow name: train/loss, train/lr, and valid/... where there is a valid split."""
+    seconds: float
+    is_best: bool
+    """Whether the model is left with this epoch's weights if training stops here: true without patience; with it,
+    where valid/loss is the lowest so far."""
+
+    def render(self) -> str:
+        """The one line that an epoch logs; SageMaker's metric regex reads it."""
+        figures = " ".join(f"{name}={value:.6g}" for name, value in self.metrics.items())
+        return f"epoch={self.epoch} {figures}"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model's answers on one split."""
+
+    logits: Tensor
+    """(n, K) float32 on the CPU."""
+    labels: Tensor
+    """(n,) int64 on the CPU."""
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    *,
+    valid: Batches | None,
+    config: TrainConfig,
+    metrics: Metrics,
+    num_classes: int,
+    device: torch.device,
+    spans: Spans = NO_SPANS,
+) -> Iterator[EpochResult]:
+    """Trains `model` in place and yields after each epoch.
+
+    `model` maps what `train` yields to logits (B, K); parameters that do not require gradients stay as they are.
+    Leaving the loop early leaves the model as the last epoch had it; with `patience` it has the best epoch's weights
+    once the loop ends by itself. The same seed on the same device gives the same losses.
+    """
+    model.to(device)
+    loss_function = nn.CrossEntropyLoss(
+        weight=_class_weights(train.labels, config, num_classes).to(device), label_smoothing=config.label_smoothing
+    )
+    num_steps = math.ceil(train.num_samples / config.batch_size) * config.num_epochs
+    optimizer = _optimizer(model, config)
+    schedule = _schedule(optimizer, config, num_steps)
+    autocast = _autocast(model, config, device)
+    best_loss, best_weights, epochs_since_best, global_step = math.inf, None, 0, 0
+    devices = [device] if device.type == "cuda" else []
+    for epoch in range(config.num_epochs):
+        start = perf_counter()
+        order_generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+        order = torch.randperm(train.num_samples, generator=order_generator)
+        model.train()
+        loss_sum = torch.zeros((), device=device)
+        lr = optimizer.param_groups[0]["lr"]
+        # Dropout draws from the global generator; seeded per epoch, no other draw in the process moves it.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(config.seed * 100_003 + epoch)
+            batches = train.batches(config.batch_size, order=order, epoch=epoch)
+            while True:
+                with spans.span("data_wait"):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                loss_sum += _step(model, batch, loss_function, optimizer, autocast, device, spans)
+                schedule.step()
+                global_step += 1
+        figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
+        if valid is not None:
+            with spans.span("evaluation"):
+                evaluated = evaluate(model, valid, device=device, autocast=autocast)
+            figures |= {f"valid/{k}": v for k, v in metrics(evaluated.logits, evaluated.labels).items()}
+        is_best = config.patience is None or valid is None or figures["valid/loss"] < best_loss
+        if is_best:
+            best_loss, epochs_since_best = figures.get("valid/loss", math.inf), 0
+            if config.patience is not None:
+                best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        else:
+            epochs_since_best += 1
+        yield EpochResult(epoch, global_step, figures, perf_counter() - start, is_best)
+        if config.patience is not None and epochs_since_best >= config.patience:
+            break
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    device: torch.device,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Evaluated:
+    """The model's logits on every sample, in order, plain views only; the model is left in training mode as it was."""
+    was_training = model.training
+    model.eval()
+    logits = []
+    with torch.inference_mode(), autocast():
+        for inputs, _ in batches.batches(EVALUATION_BATCH_SIZE, order=None, epoch=0):
+            logits.append(model(inputs.to(device, non_blocking=True)).float().cpu())
+    model.train(was_training)
+    return Evaluated(torch.cat(logits), batches.labels)
+
+
+def _step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    loss_function: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]],
+    device: torch.device,
+    spans: Spans,
+) -> Tensor:
+    """One optimizer step; the batch's loss times its size, detached, on the device."""
+    with spans.span("transfer"):
+        inputs, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+    with spans.span("forward"), autocast():
+        loss = loss_function(model(inputs).float(), labels)
+    with spans.span("backward"):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    with spans.span("optimizer"):
+        optimizer.step()
+    result: Tensor = loss.detach() * len(labels)
+    return result
+
+
+def _class_weights(labels: Tensor, config: TrainConfig, num_classes: int) -> Tensor:
+    if config.class_weights == "none":
+        return torch.ones(num_classes)
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (num_classes * counts.float())
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # Fused: one kernel a step instead of one a parameter, which counts where a whole step takes 0.2 ms.
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, fused=True)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
+    if config.schedule == "one_cycle":
+        # One step more than is taken: the scheduler refuses the step after its last.
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=config.lr, total_steps=num_steps + 1, cycle_momentum=False
+        )
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _autocast(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if device.type == "cuda":
+        wanted = config.precision in ("auto", "bf16")
+    else:
+        fast_here = has_convolutions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        wanted = config.precision == "bf16" or (config.precision == "auto" and fast_here)
+    if not wanted:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
