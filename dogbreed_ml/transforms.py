@@ -127,6 +127,11 @@ def augmented_square(
     return to_square(varied, preprocessing) if augmentation == "flip" else np.asarray(varied, dtype=np.uint8)
 
 
+def mirror(image: Image.Image) -> Image.Image:
+    """The horizontal mirror image."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
 @lru_cache
 def _augmentation(augmentation: Augmentation, image_size: int) -> Any:
     from torchvision.transforms import v2
