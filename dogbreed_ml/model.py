@@ -186,7 +186,7 @@ def _torchvision_weights(name: str) -> Weights:
 
 def _file_weights(path: Path) -> Weights:
     if not path.is_file():
-        names = ", ".join(ResNet50_Weights.__members__)
+        names = ", ".join(member.name for member in ResNet50_Weights)
         raise ModelError(f"model.weights must be {names}, auto, random or an existing file, got {str(path)!r}.")
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
