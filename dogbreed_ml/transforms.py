@@ -33,7 +33,7 @@ _DECODER_ERRORS = (
     ZeroDivisionError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 # Not all that Pillow knows: for EPS it would start Ghostscript on a stranger's file.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 _PILLOW = re.compile(r"PIL(\.|$)")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
