@@ -75,7 +75,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Path:
         temporary_path.replace(path)
     # torch reports a full disk as a RuntimeError.
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} could not be written: {error}; free some space or name another folder.") from error
+        raise CheckpointError(
+            f"{path} could not be written: {error}; free some space or name another folder."
+        ) from error
     finally:
         temporary_path.unlink(missing_ok=True)
     return path

@@ -192,11 +192,11 @@ def confusion_figure(evaluation: Evaluation) -> "Figure":
     order = np.arange(num_classes) if num_classes <= _MAX_ANNOTATED else _by_likeness(evaluation.confusion)
     counts = evaluation.confusion[np.ix_(order, order)]
     names = [evaluation.classes[i] for i in order]
-    side = max(6.0, num_classes * 0.6 if num_classes <= _MAX_ANNOTATED else num_classes * 0.17)
+    side = max(6.0, num_classes * 0.6 if num_classes <= _MAX_ANNOTATED else num_classes * 0.18)
     figure = Figure(figsize=(side + 2.4, side + 2.8), facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     _draw_shares(axes, counts)
-    font_size = 9.0 if num_classes <= _MAX_ANNOTATED else 7.0
+    font_size = 9.0 if num_classes <= _MAX_ANNOTATED else 8.0
     axes.set_xticks(range(num_classes), names, rotation=90 if num_classes > 12 else 40, fontsize=font_size)
     axes.set_yticks(range(num_classes), names, fontsize=font_size)
     if 0 < num_classes <= 12:
@@ -246,11 +246,17 @@ def _draw_shares(axes: "Axes", counts: NDArray[np.int64]) -> None:
 def _confusion_title(evaluation: Evaluation) -> str:
     low, high = evaluation.top1_interval
     share = evaluation.metrics["accuracy_top1"]
-    title = f"{share:.1%} of {evaluation.num_samples} photographs recognised (95 % interval {low:.1%} to {high:.1%})"
+    title = f"{_percent(share)} of {evaluation.num_samples} photographs recognised"
+    title += f" (95 % interval {_percent(low)} to {_percent(high)})"
     if evaluation.confused_pairs:
         worst = evaluation.confused_pairs[0]
-        title += f"\nmost often mistaken: {worst.breed} for {worst.taken_for}, {worst.count} times"
+        times = "once" if worst.count == 1 else f"{worst.count} times"
+        title += f"\nMost often mistaken: {worst.breed} for {worst.taken_for}, {times}"
     return title
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
 
 
 def _set_title(figure: "Figure", title: str, *, size: float) -> None:
@@ -281,12 +287,10 @@ def learning_curves_figure(epochs: Sequence[EpochMetrics]) -> "Figure":
         axes.spines[["left", "bottom"]].set_color(_MUTED)
         axes.tick_params(colors=_MUTED, length=3)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
-        axes.margins(x=0.03)
     best = max(epochs, key=lambda result: result.metrics.get("valid/accuracy_top1", 0.0))
     share = best.metrics.get("valid/accuracy_top1", 0.0)
     share_axes.plot(best.epoch, share, "o", color=_RED, markersize=8, zorder=5)
-    last = epochs[-1].epoch
-    _set_title(figure, f"Valid top-1 is best in epoch {best.epoch} of 0 to {last}: {share:.1%}", size=13)
+    _set_title(figure, f"Valid top-1 is best after epoch {best.epoch}: {_percent(share)}", size=13)
     return figure
 
 
@@ -296,6 +300,7 @@ def _draw_curves(axes: "Axes", epochs: Sequence[EpochMetrics], curves: dict[str,
         if not points:
             continue
         x, y = zip(*points, strict=True)
+        axes.margins(x=0.03, y=0.1)
         axes.plot(x, y, color=color, linewidth=2, marker="o", markersize=4 if len(points) < 30 else 0, label=label)
     axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
 
@@ -303,45 +308,53 @@ def _draw_curves(axes: "Axes", epochs: Sequence[EpochMetrics], curves: dict[str,
 def confused_figure(pairs: Sequence[ConfusedPair], samples: Sequence[Photograph], *, max_pairs: int = 6) -> "Figure":
     """The most confused breeds: photographs that were mistaken, and one of the breed they were taken for.
 
-    `samples` are those evaluated, in the same order. A photograph that cannot be read any more leaves its place empty.
+    `samples` are those evaluated, in the same order. A photograph that cannot be read any more leaves its place grey.
     """
     from matplotlib.figure import Figure
 
     shown = list(pairs[:max_pairs])
     if not shown:
-        figure = Figure(figsize=(8, 1.2), facecolor="white")
+        figure = Figure(figsize=(8, 0.5), facecolor="white", layout="constrained")
         _set_title(figure, f"No breed was taken for another in {len(samples)} photographs", size=13)
         return figure
-    num_columns = _NUM_THUMBNAILS + 1
-    figure = Figure(figsize=(1.75 * num_columns + 0.6, 2.15 * len(shown) + 0.7), facecolor="white", layout="constrained")
-    # The slim column keeps the example apart from the mistakes.
-    grid = figure.add_gridspec(len(shown), num_columns + 1, width_ratios=[1.0] * _NUM_THUMBNAILS + [0.25, 1.0])
+    width, height = 1.75 * (_NUM_THUMBNAILS + 1.3) + 0.3, 2.1 * len(shown) + 0.6
+    figure = Figure(figsize=(width, height), facecolor="white")
+    # The slim column keeps the example, on the left, apart from the mistakes.
+    grid = figure.add_gridspec(
+        len(shown),
+        _NUM_THUMBNAILS + 2,
+        width_ratios=[1.0, 0.2] + [1.0] * _NUM_THUMBNAILS,
+        left=0.15 / width,
+        right=1 - 0.15 / width,
+        bottom=0.1 / height,
+        top=1 - 0.8 / height,
+        wspace=0.06,
+        hspace=0.2,
+    )
     for row, pair in enumerate(shown):
-        indices = [*pair.mistaken[:_NUM_THUMBNAILS], *[None] * _NUM_THUMBNAILS][:_NUM_THUMBNAILS]
-        for column, index in enumerate(indices):
-            axes = figure.add_subplot(grid[row, column])
-            _draw_thumbnail(axes, samples, index, frame=_RED)
+        axes = figure.add_subplot(grid[row, 0])
+        axes.set_title(pair.taken_for, loc="left", fontsize=10, color=_BLUE)
+        if pair.example is None:
+            axes.set_axis_off()
+        else:
+            _draw_thumbnail(axes, samples[pair.example], color=_BLUE)
+        for column, index in enumerate(pair.mistaken[:_NUM_THUMBNAILS]):
+            axes = figure.add_subplot(grid[row, column + 2])
+            _draw_thumbnail(axes, samples[index], color=_RED)
             if column == 0:
-                note = f"{pair.breed}: {pair.count} ({pair.share:.0%}) taken for {pair.taken_for}"
-                axes.set_title(note, loc="left", fontsize=10, color=_INK)
-        axes = figure.add_subplot(grid[row, num_columns])
-        _draw_thumbnail(axes, samples, pair.example, frame=_BLUE)
-        axes.set_title(f"a {pair.taken_for}", loc="left", fontsize=10, color=_BLUE)
-    worst = shown[0]
-    _set_title(figure, f"Most often mistaken: {worst.breed} for {worst.taken_for}", size=13)
+                note = f"taken for it: {pair.breed}, {pair.count} of {round(pair.count / pair.share)}"
+                axes.set_title(note, loc="left", fontsize=10, color=_RED)
+    title = f"Most often mistaken: {shown[0].breed} for {shown[0].taken_for}"
+    figure.suptitle(title, fontsize=13, color=_INK, fontweight="bold", x=0.15 / width, y=1 - 0.12 / height, ha="left")
     return figure
 
 
-def _draw_thumbnail(axes: "Axes", samples: Sequence[Photograph], index: int | None, *, frame: str) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    if index is None:
-        axes.set_axis_off()
-        return
+def _draw_thumbnail(axes: "Axes", photograph: Photograph, *, color: str) -> None:
     try:
-        square = to_square(decode_image(samples[index].path.read_bytes()), _THUMBNAIL)
-    # The user's folder may have changed during a long search; a figure is no reason to lose it.
+        square = to_square(decode_image(photograph.path.read_bytes()), _THUMBNAIL)
+    # The user's folder may have changed during a long search; a figure is no reason to lose the search.
     except (OSError, ImageError):
         square = np.full((_THUMBNAIL.image_size, _THUMBNAIL.image_size, 3), 230, dtype=np.uint8)
     axes.imshow(square)
-    axes.spines[:].set(visible=True, color=frame, linewidth=2)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=color, linewidth=2)

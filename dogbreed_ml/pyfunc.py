@@ -1,0 +1,149 @@
+"""The Predictor as an MLflow model: a DataFrame of images in, a DataFrame of breeds out.
+
+The model carries this package as code and the checkpoint as data, and needs `SERVING_PACKAGES` alone. It is saved
+with MLflow's loader_module, not as a pickled object, so that it loads under any Python that runs the code.
+"""
+
+import base64
+import binascii
+import importlib.metadata
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+from PIL import Image
+
+from dogbreed_ml.checkpoint import load_checkpoint
+from dogbreed_ml.errors import ImageError, TrackingError
+from dogbreed_ml.serve import Predictor
+
+SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
+"""What the model needs to be loaded and served, pinned to the versions that are installed when it is logged."""
+
+DEFAULT_DEVICE = "cpu"
+
+
+def log_model(run_id: str, checkpoint_path: Path, *, tracking_uri: str, name: str = "model", step: int = 0) -> str:
+    """Logs the checkpoint as an MLflow model of the run and returns its URI, models:/m-...
+
+    `step` is the run's step that the weights belong to. Raises CheckpointError for a file that would not load, and
+    TrackingError where the store refuses; the store then shows the model as failed.
+    """
+    load_checkpoint(checkpoint_path)
+    client = MlflowClient(tracking_uri=tracking_uri)
+    try:
+        run = client.get_run(run_id)
+        # mlflow.pyfunc.log_model would do, were it not for the global tracking URI and active run that it goes by.
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=name, source_run_id=run_id, params=run.data.params
+        )
+        status = LoggedModelStatus.FAILED
+        try:
+            with tempfile.TemporaryDirectory() as temporary_dir:
+                model = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
+                save_model(checkpoint_path, Path(temporary_dir, "model"), mlflow_model=model)
+                client.log_model_artifacts(logged.model_id, str(Path(temporary_dir, "model")))
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+            status = LoggedModelStatus.READY
+        finally:
+            client.finalize_logged_model(logged.model_id, status)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"The model {name!r} could not be logged to run {run_id}: {error}") from error
+    return str(logged.model_uri)
+
+
+def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | None = None) -> None:
+    """Writes the MLflow model into a new folder: MLmodel, requirements, this package, the checkpoint."""
+    # An empty folder for uv's files: MLflow would otherwise take those of the user's working directory along.
+    with tempfile.TemporaryDirectory() as empty_dir:
+        mlflow.pyfunc.save_model(
+            str(model_dir),
+            mlflow_model=mlflow_model,
+            loader_module=__name__,
+            data_path=str(checkpoint_path),
+            code_paths=[str(Path(__file__).parent)],
+            model_config={"device": DEFAULT_DEVICE},
+            signature=build_signature(),
+            input_example=pd.DataFrame({"image": [_draw_example()]}),
+            pip_requirements=_requirements(),
+            uv_project_path=empty_dir,
+        )
+
+
+def build_signature() -> ModelSignature:
+    """image (binary) -> breed (string), probability (double), top5 (array of objects of these two, best first)."""
+    ranked = Object([Property("breed", DataType.string), Property("probability", DataType.double)])
+    outputs = [
+        ColSpec(DataType.string, "breed"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(ranked), "top5"),
+    ]
+    return ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
+
+
+def _requirements() -> list[str]:
+    # 2.14.1+cpu names one build of 2.14.1 that no common index has.
+    versions = {package: importlib.metadata.version(package).partition("+")[0] for package in SERVING_PACKAGES}
+    return [f"{package}=={version}" for package, version in versions.items()]
+
+
+def _draw_example() -> bytes:
+    """A gradient as JPEG: a photograph of the user's has no place in a model that others may see."""
+    rising = Image.linear_gradient("L").resize((224, 224))
+    picture = Image.merge("RGB", (rising, rising.rotate(90), rising.rotate(180)))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=60)
+    return buffer.getvalue()
+
+
+class BreedModel:
+    """What MLflow calls: `predict` on a DataFrame with the column `image`, file bytes or base64 text of them."""
+
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+
+    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        """One row for each image; raises MlflowException (HTTP 400), which names the index, for one that is none."""
+        try:
+            images = [_image_bytes(value, index=index) for index, value in enumerate(model_input["image"])]
+            predictions = self._predictor.predict(images)
+        except ImageError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return pd.DataFrame(
+            {
+                "breed": [prediction.breed for prediction in predictions],
+                "probability": [prediction.probability for prediction in predictions],
+                "top5": [
+                    [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
+                    for prediction in predictions
+                ],
+            },
+            index=model_input.index,
+        )
+
+
+def _image_bytes(value: object, *, index: int) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    # The scoring server decodes base64 of dataframe_split and dataframe_records, but not of instances and inputs.
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ImageError(f"images[{index}] must be bytes or base64 text: {error}.") from error
+    raise ImageError(f"images[{index}] must be bytes or base64 text, got {type(value).__name__}.")
+
+
+def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> BreedModel:
+    """MLflow's entry point: `mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})` chooses the device."""
+    device = (model_config or {}).get("device", DEFAULT_DEVICE)
+    return BreedModel(Predictor.load(Path(data_path), device=device))
