@@ -227,7 +227,7 @@ class FloatDimension:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _require_number("low", self.low, low=-math.inf)
+        _require(math.isfinite(self.low), "low must be a finite number", self.low)
         _require_number("high", self.high, low=self.low)
         _require(not self.log or self.low > 0, "low must be above 0 where log is true", self.low)
         _require(not (self.log and self.step is not None), "step must be null where log is true", self.step)
@@ -262,6 +262,8 @@ class CategoricalDimension:
     def __post_init__(self) -> None:
         _require(len(self.choices) > 0, "choices must not be empty", self.choices)
         _require(len({repr(c) for c in self.choices}) == len(self.choices), "choices must differ", self.choices)
+        # NaN is the one value that does not equal itself.
+        _require(all(c == c for c in self.choices), "choices must not hold NaN", self.choices)
 
 
 Dimension = FloatDimension | IntDimension | CategoricalDimension
@@ -370,8 +372,8 @@ class ExperimentConfig:
         known = [name for name in flatten(self) if is_searchable(name)]
         if dotted not in known:
             raise ConfigError(
-                f"search.space may name any field of model, features or train, data.image_size and data.crop_share, got {dotted!r}"
-                f"{nearest(dotted, known)}."
+                "search.space may name any field of model, features or train, data.image_size and data.crop_share, "
+                f"got {dotted!r}{nearest(dotted, known)}"
             )
 
 
@@ -381,9 +383,9 @@ def is_searchable(dotted: str) -> bool:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Renders `; did you mean NAME?` for the closest known name, or nothing where none is close."""
+    """Renders the end of a message: `; did you mean NAME?` for the closest known name, or a full stop."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return f"; did you mean {matches[0]}?" if matches else "."
 
 
 class _Dataclass(Protocol):
@@ -413,7 +415,7 @@ def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> Experime
     known = flatten(config)
     for dotted, value in values.items():
         if dotted not in known:
-            raise ConfigError(f"{dotted!r} is not a config field{nearest(dotted, list(known))}.")
+            raise ConfigError(f"{dotted!r} is not a config field{nearest(dotted, list(known))}")
         section, _, leaf = dotted.rpartition(".")
         sections.setdefault(section, {})[leaf] = value
     top = sections.pop("", {})

@@ -1,0 +1,287 @@
+"""From a command line to a Command: YAML first, flags on top, every mistake one line.
+
+jsonargparse does the parsing, typing and help; this module adds what it leaves out: flags win over YAML wherever they
+stand, an unknown name gets the nearest known one, and a message is rule, value, way out. It loads neither torch nor
+MLflow.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from dogbreed_ml import __version__
+from dogbreed_ml.config import (
+    CategoricalDimension,
+    ExperimentConfig,
+    FloatDimension,
+    IntDimension,
+    from_dict,
+    nearest,
+)
+from dogbreed_ml.config_file import SECTIONS, field_types, load_config_file, suggest
+from dogbreed_ml.errors import ConfigError
+
+Verb = Literal["data", "train", "tune", "predict", "ui"]
+
+VERBS: dict[Verb, str] = {
+    "data": "fetch, check and describe a data set",
+    "train": "one run",
+    "tune": "a search: parent run, child per trial, best refit, registered as challenger",
+    "predict": "image files -> breeds, from a checkpoint or a model version",
+    "ui": "the MLflow UI on this project's store",
+}
+
+EXAMPLES: dict[Verb, str] = {
+    "data": "dogbreed data --data.source folder --data.path photographs",
+    "train": "dogbreed train --config experiments/quickstart.yaml --train.lr 0.01 --train.num_epochs 10",
+    "tune": "dogbreed tune --config experiments/dogs-folder.yaml --data.path photographs --search.num_trials 40",
+    "predict": "dogbreed predict --model models:/quickstart-resnet50@challenger rex.jpg",
+    "ui": "dogbreed ui --port 5001",
+}
+
+CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune")
+
+_USAGES: dict[Verb, str] = {
+    "predict": "(--checkpoint FILE | --model URI) IMAGE [IMAGE ...] [--json]",
+    "ui": "[--host HOST] [--port PORT]",
+}
+_DIMENSIONS = {"float": FloatDimension, "int": IntDimension, "categorical": CategoricalDimension}
+_SPACE = "search.space"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One parsed command line."""
+
+    verb: Verb
+    config: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
+    """The defaults, under the YAML of --config, under the flags; only the defaults for predict and ui."""
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    print_config: bool = False
+    clear_features: bool = False
+    images: tuple[Path, ...] = ()
+    checkpoint: Path | None = None
+    model: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 5000
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Parses what follows the program's name; raises ConfigError, and SystemExit(0) once help or version is printed."""
+    top = _TopParser(
+        prog="dogbreed",
+        usage="dogbreed VERB [--config FILE] [--SECTION.FIELD VALUE ...]",
+        description="Experiment tracking around MLflow for people who fine-tune image classifiers.",
+        epilog=_render_verbs(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"dogbreed-ml {__version__}")
+    top.add_argument("verb", metavar="VERB", help="what to do; `dogbreed VERB --help` shows its flags")
+    top.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parsed = top.parse_args(list(argv) or ["--help"])
+    for verb in VERBS:
+        if verb == parsed.verb:
+            return _parse_verb(verb, parsed.arguments)
+    known = list(VERBS)
+    raise ConfigError(f"{parsed.verb!r} is not a verb ({', '.join(known)}){suggest(parsed.verb, known)}")
+
+
+class _TopParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; the verb comes first, its flags after it: dogbreed VERB --help.")
+
+
+def _render_verbs() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {does}" for verb, does in VERBS.items())
+    return f"verbs:\n{verbs}\n\nexample:\n  {EXAMPLES['tune']}"
+
+
+def _parse_verb(verb: Verb, argv: list[str]) -> Command:
+    # Not at the top: it takes 0.1 s, which `dogbreed --help` need not wait for.
+    from jsonargparse import ArgumentError
+
+    parser = _build_parser(verb)
+    base = None
+    path = _config_path(argv) if verb in CONFIG_VERBS else None
+    try:
+        if path is not None:
+            values = load_config_file(path)
+            base = parser.parse_object(values)
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {_render_error(str(error), verb)}") from error
+    try:
+        values = parser.parse_args(argv, namespace=base).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(_render_error(str(error), verb)) from error
+    return _to_command(verb, values)
+
+
+def _to_command(verb: Verb, values: dict[str, Any]) -> Command:
+    config = ExperimentConfig()
+    if verb in CONFIG_VERBS:
+        values.pop("config")
+        sections = {each.name: values.pop(each.name) for each in dataclasses.fields(ExperimentConfig)}
+        space = sections["search"]["space"]
+        dimensions = config.search.space if space is None else {key: _parse_dimension(key, space[key]) for key in space}
+        sections["search"]["space"] = {key: dataclasses.asdict(each) for key, each in dimensions.items()}
+        _refuse_nulls(sections)
+        config = from_dict(sections)
+    if verb == "predict":
+        values["images"] = tuple(map(Path, values["images"]))
+        if bool(values["checkpoint"]) == bool(values["model"]):
+            raise ConfigError("predict needs one of --checkpoint FILE and --model URI, and only one.")
+        values["checkpoint"] = Path(values["checkpoint"]) if values["checkpoint"] else None
+    if values["verbose"] and values["quiet"]:
+        raise ConfigError("--verbose and --quiet exclude each other; give one of them.")
+    return Command(verb=verb, config=config, **values)
+
+
+def _refuse_nulls(sections: Mapping[str, Any]) -> None:
+    """jsonargparse takes null for "not given" and lets it pass for every type."""
+    for dotted, hint in field_types().items():
+        section, _, leaf = dotted.rpartition(".")
+        value = sections[section][leaf] if section else sections[leaf]
+        if value is None and NoneType not in get_args(hint):
+            raise ConfigError(f"{dotted} must be {_render_type(hint)}, got null.")
+
+
+def _parse_dimension(key: str, values: Any) -> FloatDimension | IntDimension | CategoricalDimension:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    name = f"{_SPACE}.{key}"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} must be a mapping such as {{type: float, low: 0.1, high: 1}}, got {values!r}.")
+    if str(values.get("type")) not in _DIMENSIONS:
+        raise ConfigError(f"{name} needs a type, one of {', '.join(_DIMENSIONS)}, got {values.get('type')!r}.")
+    dimension_type = _DIMENSIONS[values["type"]]
+    known = [each.name for each in dataclasses.fields(dimension_type)]
+    for each in values:
+        if each not in known:
+            raise ConfigError(f"{name} has no {each!r}{nearest(str(each), known)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(dimension_type, as_group=False)
+    try:
+        dimension = dimension_type(**parser.parse_object(dict(values)).as_dict())
+    except ArgumentError as error:
+        raise ConfigError(_render_type_error(str(error), get_type_hints(dimension_type), prefix=f"{name}.")) from error
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return dimension
+
+
+def _build_parser(verb: Verb) -> Any:
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Leaves the example on its line."""
+
+    # Values are data: none of them may name a Python object to import.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
+    parser = ArgumentParser(
+        prog=f"dogbreed {verb}",
+        usage=_render_usage(verb),
+        description=f"{VERBS[verb]}.",
+        epilog=f"example:\n  {EXAMPLES[verb]}",
+        formatter_class=Formatter,
+        # Ours prints the config as it was resolved and checked, search.space included.
+        print_config=None,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    if verb == "data":
+        parser.add_argument("--clear-features", action="store_true", help="delete the kept features, and do no more")
+    if verb == "predict":
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+        parser.add_argument("--checkpoint", metavar="FILE", help="a checkpoint of this project")
+        parser.add_argument("--model", metavar="URI", help="a logged model: models:/NAME/VERSION or models:/NAME@ALIAS")
+    if verb == "ui":
+        parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+        parser.add_argument("--port", type=int, default=5000, help="the port to listen on")
+    else:
+        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.add_argument("--verbose", action="store_true", help="log more, on stderr")
+    parser.add_argument("--quiet", action="store_true", help="log warnings and errors only, and show no progress")
+    if verb in CONFIG_VERBS:
+        parser.add_argument("--print_config", action="store_true", help="print the resolved config as YAML and stop")
+        parser.add_argument("--config", metavar="FILE", help="the experiment's YAML; flags win over it")
+        _add_config_flags(parser)
+    return parser
+
+
+def _render_usage(verb: Verb) -> str:
+    return f"dogbreed {verb} {_USAGES.get(verb, '[--config FILE] [--SECTION.FIELD VALUE ...] [--json]')}"
+
+
+def _add_config_flags(parser: Any) -> None:
+    parser.add_class_arguments(ExperimentConfig, as_group=False, skip=set(SECTIONS))
+    for name, section in SECTIONS.items():
+        group = parser.add_argument_group((section.__doc__ or name).strip().rstrip("."))
+        group.add_class_arguments(section, name, as_group=False, skip={"space"})
+        if name == "search":
+            default = {key: dataclasses.asdict(each) for key, each in ExperimentConfig().search.space.items()}
+            group.add_argument(
+                f"--{_SPACE}",
+                type=dict[str, Any],
+                metavar="SPACE",
+                help="Dimensions by dotted config name, as JSON or YAML, replacing the default as a whole: "
+                f"{{train.lr: {{type: float, low: 1.0e-4, high: 0.1, log: true}}}}. Default: {default}",
+            )
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    """Finds --config ahead of the parse proper, so that the flags before it win over it too."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", action="append", type=Path)
+    try:
+        paths: list[Path] | None = first.parse_known_args(argv)[0].config
+    except argparse.ArgumentError as error:
+        raise ConfigError("--config needs the path of a YAML file.") from error
+    if paths is not None and len(paths) > 1:
+        raise ConfigError(f"--config may be given once, got {len(paths)}; flags change single fields of it.")
+    return paths[0] if paths else None
+
+
+def _render_error(message: str, verb: Verb) -> str:
+    """One line for a jsonargparse message."""
+    config_flags = list(field_types()) if verb in CONFIG_VERBS else []
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        argument = match[1].partition("=")[0]
+        if not argument.startswith("-"):
+            return f"{argument!r} is not expected here; usage: {_render_usage(verb)}."
+        known = [each.lstrip("-") for each in re.findall(r"^ +(--[\w.-]+)", _build_parser(verb).format_help(), re.M)]
+        return f"{argument} is not a flag of dogbreed {verb}{suggest(argument.lstrip('-'), known, prefix='--')}"
+    if match := re.match(r"argument (\S+): expected (?:one|at least one) argument", message):
+        return f"{match[1].partition('/')[0]} needs a value."
+    types = field_types() if config_flags else {"port": int}
+    return _render_type_error(message, types)
+
+
+def _render_type_error(message: str, types: Mapping[str, Any], *, prefix: str = "") -> str:
+    key = re.match(r'Parser key "([^"]+)"', message)
+    value = re.search(r"Given value: (.*)\Z", message, re.DOTALL) or re.search(r"Got value: (.*)\Z", message, re.DOTALL)
+    if key and value and key[1] in types:
+        return f"{prefix}{key[1]} must be {_render_type(types[key[1]])}, got {value[1].strip()!r}."
+    return f"{prefix.rstrip('.')}{': ' if prefix else ''}{' '.join(message.split())}."
+
+
+def _render_type(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    if hint in names:
+        return names[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        return f"a list, [A, B] (each {_render_type(arguments[0])})"
+    if origin is dict:
+        return "a mapping by dotted config name, as JSON or YAML"
+    return " or ".join(map(_render_type, arguments))

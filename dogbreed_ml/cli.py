@@ -1,0 +1,197 @@
+"""The front door: one command, a verb per stage.
+
+Exit status: 0 done, 1 failed, 2 bad arguments or config, 130 interrupted. The answer goes to stdout, with --json one
+JSON object and nothing else; logs, progress and errors go to stderr. The only place that prints and reads os.environ.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from dogbreed_ml.arguments import Command, parse
+from dogbreed_ml.config import to_dict
+from dogbreed_ml.errors import ConfigError, DogbreedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dogbreed_ml.context import Context
+    from dogbreed_ml.serve import Prediction
+
+_logger = logging.getLogger("dogbreed_ml")
+
+DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+
+
+class Answer(Protocol):
+    """What a verb answers."""
+
+    def to_dict(self) -> Any: ...
+
+    def render(self) -> str: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status; `argv` is what follows the program's name."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        text = _answer(parse(arguments), arguments)
+    except ConfigError as error:
+        return _fail(error, BAD_ARGUMENTS)
+    except DogbreedError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader (`| head`) went away; Python would complain once more when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+def _fail(error: DogbreedError, status: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _answer(command: Command, arguments: Sequence[str]) -> str:
+    if command.print_config:
+        import yaml
+
+        return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip()
+    with _stdout_to_stderr(), _interrupted_by_sigterm(), _context(command, arguments) as context:
+        if command.verb == "ui":
+            _exec_ui(command, context)
+        answer = _run_verb(command, context)
+    return json.dumps(answer.to_dict()) if command.json else answer.render()
+
+
+def _run_verb(command: Command, context: "Context") -> Answer:
+    # Here, not at the top: torch alone takes 2 s, which --help and a wrong flag need not wait for.
+    from dogbreed_ml import pipeline
+
+    if command.verb == "data":
+        if command.clear_features:
+            return _Freed(pipeline.clear_features(command.config, context=context))
+        return pipeline.describe_data(command.config, context=context)
+    if command.verb == "train":
+        return pipeline.train(command.config, context=context)
+    if command.verb == "tune":
+        return pipeline.tune(command.config, context=context)
+    model = str(command.checkpoint or command.model)
+    return _Predictions(command.images, pipeline.predict(command.images, model=model, context=context))
+
+
+def _exec_ui(command: Command, context: "Context") -> NoReturn:
+    """Becomes the MLflow UI: its process, its signals, its exit status."""
+    uri = context.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"MLFLOW_TRACKING_URI is {uri}, a server with a UI of its own; open that address.")
+    where = ["--backend-store-uri", uri, "--default-artifact-root", str(context.project_dir / "mlruns")]
+    ui = [sys.executable, "-m", "mlflow", "ui", *where, "--host", command.host, "--port", str(command.port)]
+    _logger.debug("%s", shlex.join(ui))
+    os.execve(sys.executable, ui, dict(context.environment))
+
+
+@contextmanager
+def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
+    """The outside world as the stages see it, with their logs on stderr for as long."""
+    from rich.console import Console
+
+    from dogbreed_ml.context import Context
+    from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
+
+    console = Console(file=sys.stderr)
+    handler = _log_handler(console, names_level=command.verbose)
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.DEBUG if command.verbose else logging.WARNING if command.quiet else logging.INFO)
+    try:
+        yield Context(
+            project_dir=Path.cwd(),
+            environment=MappingProxyType(dict(os.environ)),
+            argv=("dogbreed", *arguments),
+            progress=NO_PROGRESS if command.quiet else TerminalProgress(console=console),
+        )
+    except DogbreedError as error:
+        _logger.debug("The error's origin:", exc_info=error)
+        raise
+    finally:
+        _logger.removeHandler(handler)
+        _logger.setLevel(logging.NOTSET)
+
+
+def _log_handler(console: "Console", *, names_level: bool) -> logging.Handler:
+    if console.is_terminal:
+        from rich.logging import RichHandler
+
+        # Through the progress bar's console, so that a log line does not tear the bar.
+        return RichHandler(console=console, show_time=False, show_path=False, markup=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s" if names_level else "%(message)s"))
+    return handler
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keeps stdout for the answer: MLflow prints there, and so may a library's C code or a worker process."""
+    sys.stdout.flush()
+    stdout_fd = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout_fd, 1)
+        os.close(stdout_fd)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: runs are closed, workers stopped, status 130."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Freed:
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+
+    def to_dict(self) -> dict[str, int]:
+        return {"freed_bytes": self.num_bytes}
+
+    def render(self) -> str:
+        return f"{self.num_bytes / 2**20:.1f} MiB of kept features deleted"
+
+
+class _Predictions:
+    def __init__(self, images: Sequence[Path], predictions: "Sequence[Prediction]") -> None:
+        self.rows = list(zip(images, predictions, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"predictions": [self._row(path, each) for path, each in self.rows]}
+
+    @staticmethod
+    def _row(path: Path, prediction: "Prediction") -> dict[str, Any]:
+        top5 = [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
+        return {
+            "image": str(path),
+            "breed": prediction.breed,
+            "probability": prediction.probability,
+            "top5": top5,
+        }
+
+    def render(self) -> str:
+        return "\n".join(f"{path}: {each.breed} ({each.probability:.1%})" for path, each in self.rows)
