@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dogbreed_ml.config import Augmentation
 from dogbreed_ml.errors import ImageError
@@ -87,7 +87,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"too many pixels: {error}") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError("not an image of a known format") from error
     except _DECODER_ERRORS as error:
         kind = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "damaged"
@@ -145,7 +145,8 @@ def _to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
         high = 1.0
     else:
         high = next((bound for bound in (255.0, 65535.0) if largest <= bound), largest)
-    return np.rint((values * (255.0 / high)).clip(0, 255)).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint((values * (255.0 / high)).clip(0, 255)).astype(np.uint8)
+    return scaled
 
 
 def to_square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
