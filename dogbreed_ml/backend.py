@@ -7,12 +7,14 @@ in flight while it yields the outputs in order. The reference is torch fp32.
 import logging
 import os
 import platform
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from time import perf_counter
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -88,8 +90,7 @@ class OpenVinoBackend:
     """OpenVINO on the CPU: one stream a core, small batches."""
 
     def __init__(self, module: nn.Module, *, image_size: int, precision: str, name: str):
-        import openvino as ov
-
+        ov = _import_openvino()
         self.name = name
         self.batch_size = 2
         self.dtype = np.float32 if precision == "f32" else np.float16
@@ -127,11 +128,21 @@ class OpenVinoBackend:
         return output
 
 
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry; raises ImportError where it is not installed."""
+    # Its converter sends each conversion to Google Analytics, unasked, and keeps a client id in the home folder, unless
+    # this module cannot be imported; then it uses the stub that it brings for that.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    import openvino
+
+    return openvino
+
+
 def _convert(module: nn.Module, image_size: int) -> Any:
     """An OpenVINO model that takes (B, S, S, 3) uint8."""
     import warnings
 
-    import openvino as ov
+    ov = _import_openvino()
 
     class ChannelsLast(nn.Module):
         def __init__(self) -> None:
@@ -173,7 +184,7 @@ def available_backends(device: torch.device) -> list[BackendName]:
 
 def _openvino_capabilities() -> list[str]:
     try:
-        import openvino as ov
+        ov = _import_openvino()
     except ImportError:
         return []
     return list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
