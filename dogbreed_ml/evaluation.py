@@ -264,45 +264,53 @@ def _set_title(figure: "Figure", title: str, *, size: float) -> None:
 
 
 def learning_curves_figure(epochs: Sequence[EpochMetrics]) -> "Figure":
-    """Loss and accuracy by epoch (counted from 0), of at least one epoch; the best valid top-1 is marked."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    """Loss and accuracy by epoch (counted from 0), of at least one epoch; the best valid top-1 is marked.
 
-    figure = Figure(figsize=(10, 4.2), facecolor="white", layout="constrained")
-    loss_axes, share_axes = figure.subplots(1, 2)
+    Without valid metrics, as of a refit on train and valid together, the train loss alone.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    validated = [result for result in epochs if "valid/accuracy_top1" in result.metrics]
+    figure = Figure(figsize=(10 if validated else 5.5, 4.2), facecolor="white", layout="constrained")
+    loss_axes = figure.add_subplot(1, 2 if validated else 1, 1)
     _draw_curves(loss_axes, epochs, {"train/loss": ("train", _GREY), "valid/loss": ("valid", _BLUE)})
-    shares = {
-        "valid/accuracy_top5": ("valid top-5", _GREY),
-        "valid/accuracy_top1": ("valid top-1", _BLUE),
-    }
-    _draw_curves(share_axes, epochs, shares)
     loss_axes.set_title("loss (nats)", loc="left", color=_MUTED, fontsize=10)
-    share_axes.set_title("share of valid photographs recognised", loc="left", color=_MUTED, fontsize=10)
     loss_axes.set_ylim(bottom=0)
+    if not validated:
+        first, last = (epochs[i].metrics.get("train/loss", float("nan")) for i in (0, -1))
+        _set_title(figure, f"Train loss goes from {first:.2f} to {last:.2f}", size=13)
+        return figure
+    share_axes = figure.add_subplot(1, 2, 2)
+    shares = {"valid/accuracy_top5": ("valid top-5", _GREY), "valid/accuracy_top1": ("valid top-1", _BLUE)}
+    _draw_curves(share_axes, epochs, shares)
+    share_axes.set_title("share of valid photographs recognised", loc="left", color=_MUTED, fontsize=10)
     share_axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in (loss_axes, share_axes):
-        axes.set_xlabel("epoch", color=_MUTED)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_MUTED)
-        axes.tick_params(colors=_MUTED, length=3)
-        axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    best = max(epochs, key=lambda result: result.metrics.get("valid/accuracy_top1", 0.0))
-    share = best.metrics.get("valid/accuracy_top1", 0.0)
+    best = max(validated, key=lambda result: result.metrics["valid/accuracy_top1"])
+    share = best.metrics["valid/accuracy_top1"]
     share_axes.plot(best.epoch, share, "o", color=_RED, markersize=8, zorder=5)
     _set_title(figure, f"Valid top-1 is best after epoch {best.epoch}: {_percent(share)}", size=13)
     return figure
 
 
 def _draw_curves(axes: "Axes", epochs: Sequence[EpochMetrics], curves: dict[str, tuple[str, str]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.margins(x=0.03, y=0.1)
     for name, (label, color) in curves.items():
         points = [(result.epoch, result.metrics[name]) for result in epochs if name in result.metrics]
         if not points:
             continue
         x, y = zip(*points, strict=True)
-        axes.margins(x=0.03, y=0.1)
         axes.plot(x, y, color=color, linewidth=2, marker="o", markersize=4 if len(points) < 30 else 0, label=label)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    if axes.lines:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    axes.set_xlabel("epoch", color=_MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_MUTED)
+    axes.tick_params(colors=_MUTED, length=3)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
 
 
 def confused_figure(pairs: Sequence[ConfusedPair], samples: Sequence[Photograph], *, max_pairs: int = 6) -> "Figure":

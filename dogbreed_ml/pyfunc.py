@@ -4,8 +4,8 @@ The model carries this package as code and the checkpoint as data, and needs `SE
 with MLflow's loader_module, not as a pickled object, so that it loads under any Python that runs the code.
 """
 
+import atexit
 import base64
-import binascii
 import importlib.metadata
 import io
 import tempfile
@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 from PIL import Image
 
 from dogbreed_ml.checkpoint import load_checkpoint
-from dogbreed_ml.errors import ImageError, TrackingError
+from dogbreed_ml.errors import ImageError, ModelError, TrackingError
 from dogbreed_ml.serve import Predictor
 
 SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
@@ -79,6 +81,40 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
         )
 
 
+def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
+    """Copies the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or runs:/RUN/NAME to a file.
+
+    The file lasts until this process ends. Raises ModelError where the model is not one of `log_model`'s, and
+    TrackingError where the store does not give it.
+    """
+    temporary = tempfile.TemporaryDirectory(prefix="dogbreed-")
+    atexit.register(temporary.cleanup)
+    try:
+        location = _artifact_location(model_uri, tracking_uri=tracking_uri).rstrip("/")
+
+        def fetch(relative_path: str) -> Path:
+            uri = f"{location}/{relative_path}"
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary.name, tracking_uri=tracking_uri))
+
+        flavor = Model.load(str(fetch("MLmodel"))).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
+        if flavor.get(mlflow.pyfunc.MAIN) != __name__:
+            raise ModelError(f"{model_uri} must be a model that dogbreed-ml logged; name one of `dogbreed tune`'s.")
+        return fetch(flavor[mlflow.pyfunc.DATA])
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"{model_uri} could not be fetched from {tracking_uri}: {error}") from error
+
+
+def _artifact_location(model_uri: str, *, tracking_uri: str) -> str:
+    if not model_uri.startswith("models:/"):
+        return model_uri
+    # download_artifacts resolves models:/ by the global tracking URI, whatever tracking_uri it is given.
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    name_and_version = get_model_name_and_version(client, model_uri)
+    if len(name_and_version) == 1:
+        return str(client.get_logged_model(name_and_version[0]).artifact_location)
+    return str(client.get_model_version_download_uri(*name_and_version))
+
+
 def build_signature() -> ModelSignature:
     """image (binary) -> breed (string), probability (double), top5 (array of objects of these two, best first)."""
     ranked = Object([Property("breed", DataType.string), Property("probability", DataType.double)])
@@ -132,15 +168,17 @@ class BreedModel:
 
 
 def _image_bytes(value: object, *, index: int) -> bytes:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    # The scoring server decodes base64 of dataframe_split and dataframe_records, but not of instances and inputs.
-    if isinstance(value, str):
-        try:
-            return base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as error:
+    # Spark hands over bytearray.
+    if not isinstance(value, bytes | bytearray | str):
+        raise ImageError(f"images[{index}] must be bytes or base64 text, got {type(value).__name__}.")
+    # The scoring server decodes base64 of dataframe_split and dataframe_records; of instances and inputs it hands over
+    # the text, as bytes. No image format is made of base64's characters alone.
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        if isinstance(value, str):
             raise ImageError(f"images[{index}] must be bytes or base64 text: {error}.") from error
-    raise ImageError(f"images[{index}] must be bytes or base64 text, got {type(value).__name__}.")
+        return bytes(value)
 
 
 def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> BreedModel:
