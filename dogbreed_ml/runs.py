@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dogbreed_ml.data.splits import Splits
     from dogbreed_ml.train import EpochResult
 
+__all__ = ["DatasetInput", "Run", "RunRef", "Status", "Terminated", "data_inputs", "raise_terminated", "render_cause"]
+
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

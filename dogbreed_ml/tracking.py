@@ -6,15 +6,13 @@ Nothing here uses MLflow's fluent API: a run is passed around, never "active".
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
-from urllib.parse import unquote
 
+from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import RequestException
@@ -24,6 +22,7 @@ from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import HOST_TAG, is_gone, process_tags, user_name
 from dogbreed_ml.runs import DatasetInput, Run, RunRef, Status, Terminated, data_inputs, raise_terminated, render_cause
 from dogbreed_ml.runwriter import Creation, Outbox, RunWriter, is_transient
+from dogbreed_ml.stores import answered, http_retries, is_http, resolve_store, set_http_patience, without_password
 from dogbreed_ml.systemmetrics import PREFIX as SYSTEM_METRICS_PREFIX
 
 __all__ = [
@@ -45,10 +44,7 @@ PARENT_TAG = "mlflow.parentRunId"
 RESUMED_TAG = "dogbreed.resumed"
 
 _PAGE_SIZE = 1000
-# With MLflow's backoff factor 1, retry n waits 0, 2, 4, 8, ... s; it takes 9 retries at most.
-_MAX_HTTP_RETRIES = 9
 _OPENING_RETRIES = 2
-_SQLITE = "sqlite:///"
 
 T = TypeVar("T")
 
@@ -72,6 +68,14 @@ class ChildRun:
     """Last values by name."""
 
 
+@dataclass(frozen=True)
+class LoggedEpoch:
+    """An epoch as the store keeps it."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
 class Tracker:
     """A tracking store that answers, and the runs that this process writes to it.
 
@@ -90,8 +94,8 @@ class Tracker:
         self.config = config
         self._artifact_root = artifact_root
         self._handed_run_id = handed_run_id
-        self.client = _translated(tracking_uri, lambda: MlflowClient(tracking_uri))
-        self._writer = RunWriter(self.client, store=_without_password(tracking_uri), retry_s=config.retry_s)
+        self.client = answered(tracking_uri, lambda: MlflowClient(tracking_uri))
+        self._writer = RunWriter(self.client, store=without_password(tracking_uri), retry_s=config.retry_s)
 
     @classmethod
     def open(
@@ -103,27 +107,18 @@ class Tracker:
         Raises TrackingError where the store does not answer.
         """
         environment = environment or {}
-        project_dir = project_dir.resolve()
-        uri = environment.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{project_dir / 'mlflow.db'}"
-        artifact_root = None
-        if uri.startswith(_SQLITE):
-            database_path = project_dir / unquote(uri[len(_SQLITE) :].partition("?")[0])
-            database_path.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"{_SQLITE}{database_path}"
-            artifact_root = database_path.parent / "mlruns"
-        elif not _is_http(uri):
-            artifact_root = project_dir / "mlruns"
+        store = resolve_store(environment.get("MLFLOW_TRACKING_URI"), project_dir.resolve())
         handed_run_id = environment.get("MLFLOW_RUN_ID") or None
-        tracker = cls(uri, config=config, artifact_root=artifact_root, handed_run_id=handed_run_id)
-        with _http_retries(_OPENING_RETRIES):
-            _translated(uri, tracker._reap)
-        _set_http_retries(_retries_within(config.retry_s))
+        with http_retries(_OPENING_RETRIES):
+            tracker = cls(store.uri, config=config, artifact_root=store.artifact_root, handed_run_id=handed_run_id)
+            answered(store.uri, tracker._reap)
+        set_http_patience(config.retry_s)
         return tracker
 
     @classmethod
     def attach(cls, tracking_uri: str, *, config: TrackingConfig) -> "Tracker":
         """The same store for a worker process; it makes child runs only."""
-        _set_http_retries(_retries_within(config.retry_s))
+        set_http_patience(config.retry_s)
         return cls(tracking_uri, config=config)
 
     def start_run(
@@ -176,6 +171,15 @@ class Tracker:
         )
         return [ChildRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics) for run in found]
 
+    def epochs(self, run_id: str) -> list[LoggedEpoch]:
+        """The epochs that a run logged, train/ and valid/ metrics by step."""
+        by_step: dict[int, dict[str, float]] = {}
+        for name in self._get(run_id).data.metrics:
+            if name.startswith(("train/", "valid/")):
+                for metric in self._history(run_id, name):
+                    by_step.setdefault(metric.step, {})[name] = metric.value
+        return [LoggedEpoch(step, by_step[step]) for step in sorted(by_step)]
+
     def end_run(self, run_id: str, status: Status, *, tags: Mapping[str, str]) -> None:
         """Ends a run that no living process writes."""
 
@@ -188,7 +192,7 @@ class Tracker:
 
     def run_url(self, run: _Parent) -> str | None:
         """The run's page; None where the store is a database, which `make ui` shows."""
-        if not _is_http(self.tracking_uri):
+        if not is_http(self.tracking_uri):
             return None
         base = self.tracking_uri.rstrip("/")
         return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
@@ -205,9 +209,7 @@ class Tracker:
                 return call()
             except (MlflowException, RequestException) as error:
                 if not is_transient(error) or time.monotonic() - start + pause_s > self.config.retry_s:
-                    raise TrackingError(
-                        f"The tracking store {_without_password(self.tracking_uri)}: {error}"
-                    ) from error
+                    raise TrackingError(f"The tracking store {without_password(self.tracking_uri)}: {error}") from error
             time.sleep(pause_s)
             pause_s = min(5.0, pause_s * 2)
 
@@ -273,13 +275,11 @@ class Tracker:
         )
 
     def _next_system_step(self, run_id: str) -> int:
-        steps = [
-            metric.step
-            for name in self._get(run_id).data.metrics
-            if name == f"{SYSTEM_METRICS_PREFIX}cpu_utilization_percentage"
-            for metric in self.patiently(lambda name=name: self.client.get_metric_history(run_id, name))  # type: ignore[misc]
-        ]
-        return max(steps, default=-1) + 1
+        name = f"{SYSTEM_METRICS_PREFIX}cpu_utilization_percentage"
+        return max((metric.step for metric in self._history(run_id, name)), default=-1) + 1
+
+    def _history(self, run_id: str, name: str) -> list[Metric]:
+        return self.patiently(lambda: list(self.client.get_metric_history(run_id, name)))
 
     def _find(self, run_id: str) -> MlflowRun | None:
         def find() -> MlflowRun | None:
@@ -296,7 +296,7 @@ class Tracker:
     def _get(self, run_id: str) -> MlflowRun:
         run = self._find(run_id)
         if run is None:
-            raise TrackingError(f"The tracking store {_without_password(self.tracking_uri)} has no run {run_id!r}.")
+            raise TrackingError(f"The tracking store {without_password(self.tracking_uri)} has no run {run_id!r}.")
         return run
 
     def _search(self, experiment_ids: list[str], filter_string: str) -> Iterator[MlflowRun]:
@@ -324,52 +324,3 @@ class Tracker:
 
 def _source_tags() -> dict[str, str]:
     return {"mlflow.user": user_name(), "mlflow.source.name": "dogbreed", "mlflow.source.type": "LOCAL"}
-
-
-def _is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def _translated(uri: str, call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except (MlflowException, RequestException, OSError) as error:
-        raise TrackingError(
-            f"The tracking store {_without_password(uri)} cannot be opened; check MLFLOW_TRACKING_URI and that its "
-            f"server runs: {error}"
-        ) from error
-
-
-def _retries_within(retry_s: float) -> int:
-    """How many HTTP retries fit in so many seconds of waiting 0, 2, 4, 8, ... s."""
-    retries, waited_s = 1, 0.0
-    while retries < _MAX_HTTP_RETRIES and waited_s + 2**retries <= retry_s:
-        waited_s += 2**retries
-        retries += 1
-    return retries
-
-
-def _set_http_retries(retries: int) -> None:
-    """Lets MLflow's own HTTP client be as patient as tracking.retry_s; MLflow reads this from its variables alone."""
-    if not MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.is_set():
-        MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.set(1)
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(retries)
-
-
-@contextmanager
-def _http_retries(retries: int) -> Iterator[None]:
-    """Opening a store with a wrong address should fail soon."""
-    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(retries)
-    try:
-        yield
-    finally:
-        if before is None:
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
-        else:
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(before)

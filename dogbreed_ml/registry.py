@@ -1,0 +1,88 @@
+"""Registered models: versions and the aliases `challenger` and `champion`; never stages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.exceptions import MlflowException
+
+from dogbreed_ml.errors import TrackingError
+from dogbreed_ml.tracking import Tracker
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+
+RUN_TAG = "run_id"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str | None
+    """The run that made it."""
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register_challenger(
+    tracker: Tracker, name: str, *, model_uri: str, run_id: str, tags: Mapping[str, str] | None = None
+) -> ModelVersion:
+    """Registers a logged model (models:/m-...) as the next version of `name` and moves `challenger` to it.
+
+    A logged model that is registered already keeps its version: calling twice does no harm.
+    """
+    all_tags = {RUN_TAG: run_id, **(tags or {})}
+    version = tracker.patiently(lambda: _registered(tracker, name, model_uri, run_id, all_tags))
+    tracker.patiently(lambda: tracker.client.set_registered_model_alias(name, CHALLENGER, str(version)))
+    return load_version(tracker, name, version)
+
+
+def load_version(tracker: Tracker, name: str, version: int) -> ModelVersion:
+    """One version by number; TrackingError where there is none."""
+    return _converted(tracker.patiently(lambda: tracker.client.get_model_version(name, str(version))))
+
+
+def find_alias(tracker: Tracker, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points to; None where the model or the alias does not exist."""
+
+    def find() -> MlflowVersion | None:
+        try:
+            return tracker.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            # A missing model and a missing alias have different codes.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    found = tracker.patiently(find)
+    # The answer by alias leaves out the version's other aliases.
+    return None if found is None else load_version(tracker, name, int(found.version))
+
+
+def _registered(tracker: Tracker, name: str, model_uri: str, run_id: str, tags: dict[str, str]) -> int:
+    try:
+        tracker.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    model_id = model_uri.removeprefix("models:/")
+    if "/" in model_id or not model_uri.startswith("models:/"):
+        raise TrackingError(f"model_uri must be that of a logged model, models:/m-..., got {model_uri!r}.")
+    for version in tracker.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        if version.model_id == model_id:
+            return int(version.version)
+    made = tracker.client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id)
+    return int(made.version)
+
+
+def _converted(version: MlflowVersion) -> ModelVersion:
+    # The database gives the version as a number, the server as text.
+    return ModelVersion(
+        version.name, int(version.version), tuple(sorted(version.aliases)), version.run_id or None, dict(version.tags)
+    )
