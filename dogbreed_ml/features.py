@@ -299,7 +299,7 @@ class FeatureStore:
                 if values is None:
                     shape = (num_rows, *output.shape[1:])
                     values = np.lib.format.open_memmap(partial / FEATURES_FILE, "w+", dtype=backend.dtype, shape=shape)
-                kept = output.astype(backend.dtype)
+                kept = np.ascontiguousarray(output, dtype=backend.dtype)
                 values[row : row + len(kept)] = kept
                 checksum = zlib.crc32(kept.data, checksum)
                 row += len(kept)

@@ -15,6 +15,7 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits, describe, quarantine_rows
 from dogbreed_ml.evaluation import (
+    EpochMetrics,
     Evaluation,
     compute_metrics,
     confused_figure,
@@ -32,7 +33,7 @@ from dogbreed_ml.workbench import Feeds, Workbench, preprocessing_of, uses_featu
 if TYPE_CHECKING:
     from dogbreed_ml.search import SearchResult
     from dogbreed_ml.serve import Prediction
-    from dogbreed_ml.tracking import Run, Tracker
+    from dogbreed_ml.tracking import LoggedEpoch, Run, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def finish_search(
                 break
     with spans.span("evaluation"):
         test = _evaluation(bench, model, feeds.test)
-        _log_evaluation(parent, test, bench.splits, tracker.epochs(result.best.run_id) or epochs)
+        _log_evaluation(parent, test, bench.splits, _curves(tracker, result) or epochs)
     with spans.span("model"):
         network = bench.whole(best_config, model)
         model_uri = _log_model(pyfunc, tracker, parent, network, bench.splits, best_config)
@@ -250,12 +251,17 @@ def _logged_feeds(run: "Run", bench: Workbench, config: ExperimentConfig) -> Fee
     return feeds
 
 
+def _curves(tracker: "Tracker", result: "SearchResult") -> "list[LoggedEpoch]":
+    """The winning trial's epochs: the refit on train + valid has no valid curve of its own."""
+    return [] if result.best.run_id is None else tracker.epochs(result.best.run_id)
+
+
 def _evaluation(bench: Workbench, model: Any, batches: Batches) -> Evaluation:
     evaluated = evaluate(model, batches, device=bench.device)
     return evaluate_logits(evaluated.logits.numpy(), evaluated.labels.numpy(), bench.splits.classes)
 
 
-def _log_evaluation(run: "Run", test: Evaluation, splits: Splits, epochs: Sequence[EpochResult]) -> None:
+def _log_evaluation(run: "Run", test: Evaluation, splits: Splits, epochs: Sequence[EpochMetrics]) -> None:
     low, high = test.top1_interval
     figures = {f"test/{name}": value for name, value in test.metrics.items()}
     run.log_metrics(figures | {"test/accuracy_top1_low": low, "test/accuracy_top1_high": high})

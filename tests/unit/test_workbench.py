@@ -54,7 +54,7 @@ def config() -> ExperimentConfig:
     return with_values(
         ExperimentConfig(),
         {
-            "data.image_size": 64,
+            "data.image_size": 32,
             "model.weights": "random",
             "features.backend": "torch-fp32",
             "train.batch_size": 4,
@@ -84,7 +84,7 @@ def test_cached_and_uncached_training_give_the_same_logits_and_head(
     assert isinstance(feeds.train, FeatureBatches)
     cached_logits = logits_after_training(bench, config, cached, feeds.train)
     uncached_logits = logits_after_training(bench, config, uncached, bench._image_feeds(config).train)
-    tolerance = {"rtol": 1e-3, "atol": 1e-4} if trainable == "head" else {"rtol": 1e-2, "atol": 1e-2}
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if trainable == "head" else {"rtol": 1e-2, "atol": 2e-3}
     torch.testing.assert_close(cached_logits, uncached_logits, **tolerance)
     head = cached[-1]
     assert isinstance(head, nn.Linear)
