@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -178,6 +179,7 @@ def _parse_dimension(key: str, values: Any) -> FloatDimension | IntDimension | C
     return dimension
 
 
+@cache
 def _build_parser(verb: Verb) -> Any:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
