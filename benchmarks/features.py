@@ -138,6 +138,7 @@ def _bare_openvino(network: Network, images: Images, *, is_quick: bool) -> list[
     """OpenVINO's own API in bf16 on normalised float tensors, for several batch sizes and numbers of streams."""
     if "openvino-bf16" not in available_backends(device_of()):
         return []
+    # available_backends has kept OpenVINO's telemetry out of this process by now.
     import openvino as ov
 
     normalize, backbone = network.prefix[0], network.prefix[1:]

@@ -44,7 +44,7 @@ class Photographs:
 def collect(settings: Settings, name: str, *, num_breeds: int, num_per_breed: int) -> Photographs:
     """Copies that many (or all there are) into a new folder; breeds are spread over the alphabet."""
     target = settings.folder(f"photographs-{name}")
-    source = settings.data_dir or _drawn(settings, min(num_breeds, _MAX_SYNTHETIC_BREEDS), num_per_breed)
+    source = settings.data_dir or _drawn(settings, name, min(num_breeds, _MAX_SYNTHETIC_BREEDS), num_per_breed)
     breeds = sorted(path for path in source.iterdir() if path.is_dir())
     if not breeds:
         raise BenchmarkError(f"--data must be a folder that holds a folder per breed, got {source.name}.")
@@ -67,13 +67,13 @@ def read_folder(folder: Path) -> Photographs:
     return Photographs(folder, tuple(breed.name for breed in breeds), tuple(samples))
 
 
-def _drawn(settings: Settings, num_breeds: int, num_per_breed: int) -> Path:
+def _drawn(settings: Settings, name: str, num_breeds: int, num_per_breed: int) -> Path:
     """A folder per breed of the project's synthetic dogs."""
     # Imported here: the sources bring parsers and clients that a run on real photographs never needs.
     from dogbreed_ml.data.sources import load_splits
 
     logger.info("drawing %d synthetic dogs", num_breeds * num_per_breed)
-    project_dir = settings.folder(f"drawn-{num_breeds}x{num_per_breed}-{len(list(settings.work_dir.iterdir()))}")
+    project_dir = settings.folder(f"drawn-{name}")
     splits = load_splits(DataConfig(num_breeds=num_breeds, num_per_breed=num_per_breed), project_dir=project_dir)
     folder = project_dir / "breeds"
     for split in (splits.train, splits.valid, splits.test):

@@ -5,8 +5,6 @@ import statistics
 from itertools import pairwise
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from benchmarks.photographs import collect
 from benchmarks.results import BenchmarkError, Goal, Result, each, ratios
 from benchmarks.settings import Settings
@@ -59,6 +57,9 @@ def measure(settings: Settings) -> Result:
 
 def trial_starts_ms(project_dir: Path, parent_run_id: str) -> list[int]:
     """Start times of a search's child runs, epoch milliseconds, in the order of trial numbers."""
+    # Two seconds of import that only this function needs.
+    from mlflow import MlflowClient
+
     client = MlflowClient(f"sqlite:///{project_dir / 'mlflow.db'}")
     parent = client.get_run(parent_run_id)
     query = f"tags.mlflow.parentRunId = '{parent_run_id}'"
