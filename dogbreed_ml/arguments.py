@@ -140,6 +140,10 @@ def _to_command(verb: Verb, values: dict[str, Any]) -> Command:
         values["images"] = tuple(map(Path, values["images"]))
         if bool(values["checkpoint"]) == bool(values["model"]):
             raise ConfigError("predict needs one of --checkpoint FILE and --model URI, and only one.")
+        if values["model"] and ":/" not in values["model"]:
+            raise ConfigError(f"--model must be a URI such as models:/NAME@challenger, got {values['model']!r}.")
+        if missing := [str(path) for path in values["images"] if not path.is_file()]:
+            raise ConfigError(f"predict takes image files, and there is none at {', '.join(missing)}.")
         values["checkpoint"] = Path(values["checkpoint"]) if values["checkpoint"] else None
     if values["verbose"] and values["quiet"]:
         raise ConfigError("--verbose and --quiet exclude each other; give one of them.")

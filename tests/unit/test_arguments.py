@@ -286,14 +286,24 @@ def test_unknown_verb_gets_the_nearest() -> None:
     assert refusal("--json", "tune").startswith("unrecognized arguments: --json; the verb comes first")
 
 
-def test_predict_takes_images_and_one_source_of_the_model() -> None:
+def test_predict_takes_images_and_one_source_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b c.jpg", "-d.jpg"):
+        Path(name).touch()
     command = parse(["predict", "a.jpg", "b c.jpg", "--checkpoint", "best.pt"])
     assert command.images == (Path("a.jpg"), Path("b c.jpg"))
     assert (command.checkpoint, command.model) == (Path("best.pt"), None)
-    assert parse(["predict", "--model", "models:/dogs-resnet50@challenger", "--", "-a.jpg"]).images == (Path("-a.jpg"),)
+    assert parse(["predict", "--model", "models:/dogs-resnet50@challenger", "--", "-d.jpg"]).images == (Path("-d.jpg"),)
     for argv in (["a.jpg"], ["a.jpg", "--checkpoint", "x", "--model", "y"]):
         assert refusal("predict", *argv) == "predict needs one of --checkpoint FILE and --model URI, and only one."
     assert "images" in refusal("predict", "--checkpoint", "x")
+
+
+def test_predict_names_missing_images_and_what_is_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jpg").touch()
+    assert refusal("predict", "a.jpg", "b.jpg", "c", "--checkpoint", "x").endswith("there is none at b.jpg, c.")
+    assert "models:/NAME@challenger, got 'best.pt'" in refusal("predict", "a.jpg", "--model", "best.pt")
 
 
 def test_config_flags_belong_to_the_verbs_that_read_them() -> None:
@@ -338,6 +348,7 @@ def test_help_examples_parse(verb: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(EXPERIMENTS.parent)
     program, *argv = EXAMPLES[verb].split()  # type: ignore[index]
     assert program == "dogbreed"
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
     assert parse(argv).verb == verb
 
 
