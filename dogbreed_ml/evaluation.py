@@ -228,9 +228,9 @@ def _draw_shares(axes: "Axes", counts: NDArray[np.int64]) -> None:
     num_classes = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(num_classes, dtype=bool)
-    axes.imshow(np.ma.masked_where(~diagonal, shares), cmap="Blues", vmin=0, vmax=1.25)
+    axes.imshow(np.where(diagonal, shares, np.nan), cmap="Blues", vmin=0, vmax=1.25)
     # Mistakes are few: their colour is full at half of a breed.
-    axes.imshow(np.ma.masked_where(diagonal | (counts == 0), shares), cmap="Reds", vmin=-0.08, vmax=0.5)
+    axes.imshow(np.where(diagonal | (counts == 0), np.nan, shares), cmap="Reds", vmin=-0.08, vmax=0.5)
     axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5))
     for edge in range(num_classes + 1):
         axes.axhline(edge - 0.5, color=_GRID, linewidth=0.6)

@@ -21,7 +21,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema, TensorSpec
 from PIL import Image
 
 from dogbreed_ml.checkpoint import load_checkpoint
@@ -118,7 +118,7 @@ def _artifact_location(model_uri: str, *, tracking_uri: str) -> str:
 def build_signature() -> ModelSignature:
     """image (binary) -> breed (string), probability (double), top5 (array of objects of these two, best first)."""
     ranked = Object([Property("breed", DataType.string), Property("probability", DataType.double)])
-    outputs = [
+    outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "breed"),
         ColSpec(DataType.double, "probability"),
         ColSpec(Array(ranked), "top5"),

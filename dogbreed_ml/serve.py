@@ -54,8 +54,8 @@ class Predictor:
         resnet = build_resnet50(
             len(checkpoint.classes), resnet_version=checkpoint.resnet_version, state_dict=checkpoint.state_dict
         )
-        network = nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), resnet)
-        network.eval().requires_grad_(False).to(torch_device, torch.float32, memory_format=torch.channels_last)
+        network = nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), resnet).eval().requires_grad_(False)
+        network.to(torch_device, torch.float32).to(memory_format=torch.channels_last)
         return cls(network, checkpoint.classes, preprocessing=preprocessing, device=torch_device)
 
     def predict(self, images: Sequence[bytes], *, top_k: int = 5) -> list[Prediction]:

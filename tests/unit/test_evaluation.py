@@ -138,7 +138,8 @@ def test_learning_curves_figure_marks_the_best_epoch() -> None:
     figure = learning_curves_figure(epochs)
     figure.draw_without_rendering()
     assert figure.get_suptitle() == "Valid top-1 is best after epoch 1: 70.0 %"
-    assert figure.axes[1].get_lines()[-1].get_xydata()[0].tolist() == [1, 0.7]  # type: ignore[union-attr]
+    marker = figure.axes[1].get_lines()[-1]
+    assert (list(marker.get_xdata()), list(marker.get_ydata())) == ([1], [0.7])  # type: ignore[arg-type]
 
 
 def test_learning_curves_figure_without_valid_metrics_shows_the_train_loss() -> None:

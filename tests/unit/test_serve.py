@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from dogbreed_ml.checkpoint import Checkpoint, save_checkpoint
@@ -39,12 +40,13 @@ def photograph(seed: int, *, image_format: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def network_probabilities(checkpoint: Checkpoint, images: Sequence[bytes]) -> np.ndarray:
+def network_probabilities(checkpoint: Checkpoint, images: Sequence[bytes]) -> NDArray[np.float32]:
     resnet = build_resnet50(len(CLASSES), resnet_version="1", state_dict=checkpoint.state_dict)
     squares = np.stack([to_square(decode_image(data), SMALL) for data in images])
     with torch.inference_mode():
         logits = Network(resnet, "head").eval()(torch.from_numpy(squares).permute(0, 3, 1, 2))
-    return logits.softmax(dim=1).numpy()
+    probabilities: NDArray[np.float32] = logits.softmax(dim=1).numpy()
+    return probabilities
 
 
 def test_predictor_answers_as_the_trained_network_does(checkpoint: Checkpoint, predictor: Predictor) -> None:
