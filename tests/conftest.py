@@ -21,8 +21,8 @@ FOLDER_MARKERS = ("unit", "contract", "e2e", "browser")
 LEFTOVER_GRACE_S = 2.0
 """How long a test's threads and child processes may take to end after it."""
 
-# Kept by a library for the rest of the process, by design.
-PROCESS_LONG_THREADS = ("pytest_timeout", "tqdm_monitor")
+# Kept by a library for the rest of the process, by design; MLflow caches its artifact repositories with their pools.
+PROCESS_LONG_THREADS = ("pytest_timeout", "tqdm_monitor", "MlflowMlflowArtifactsRepository")
 
 VERSIONS = ("torch", "torchvision", "mlflow", "optuna", "numpy", "openvino", "moto")
 
