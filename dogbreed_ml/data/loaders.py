@@ -1,0 +1,127 @@
+"""The uncached path: images decoded, cropped and varied by worker processes while the device computes."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dogbreed_ml.config import Augmentation
+from dogbreed_ml.data.splits import Split
+from dogbreed_ml.errors import DataError, ImageError
+from dogbreed_ml.transforms import Preprocessing, augmented_square, decode_image
+
+Batch = tuple[Tensor, Tensor]
+"""Images uint8 (B, 3, S, S) in channels_last order, labels int64 (B,)."""
+
+_PREFETCH = 4
+"""Batches that each worker holds ready."""
+
+
+class ImageBatches:
+    """A split's images in batches; the same seed, epoch and order give the same pixels for any number of workers.
+
+    The worker processes start with the first batch and stay for later epochs, until this object goes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation = "none",
+        num_workers: int,
+        seed: int,
+        pin_memory: bool = False,
+    ):
+        self.num_samples = len(split)
+        self.labels = torch.from_numpy(split.labels)
+        """int64 (num_samples,)."""
+        self._dataset = _Images(split, preprocessing, augmentation, seed)
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._plan = _Plan()
+        self._loader: DataLoader[Batch] | None = None
+
+    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[Batch]:
+        """One pass in `order`, a permutation int64 (n,), or in the split's own order for None; the last batch is short.
+
+        Raises DataError where an image has gone or changed since it was scanned.
+        """
+        indices = list(range(self.num_samples)) if order is None else order.tolist()
+        self._plan.set(epoch, indices, batch_size)
+        if self._loader is None:
+            self._loader = self._build_loader()
+        for batch in self._loader:
+            # An exception raised in a worker would arrive wrapped in its traceback; a value arrives as it is.
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def _build_loader(self) -> "DataLoader[Batch]":
+        # A torch Dataset may have __getitems__ and so build a whole batch; the type stubs know of single items only.
+        dataset = cast("Dataset[Batch]", self._dataset)
+        is_parallel = self._num_workers > 0
+        return DataLoader(
+            dataset,
+            batch_sampler=self._plan,
+            num_workers=self._num_workers,
+            collate_fn=_identity,
+            persistent_workers=is_parallel,
+            prefetch_factor=_PREFETCH if is_parallel else None,
+            pin_memory=self._pin_memory,
+        )
+
+
+class _Plan(Sampler[list[tuple[int, int]]]):
+    """Which (epoch, index) go into which batch; read in this process, hence it can change while the workers stay."""
+
+    def __init__(self) -> None:
+        self._batches: list[list[tuple[int, int]]] = []
+
+    def set(self, epoch: int, indices: Sequence[int], batch_size: int) -> None:
+        pairs = [(epoch, index) for index in indices]
+        self._batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _Images:
+    def __init__(self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation, seed: int):
+        self._samples = split.samples
+        self._preprocessing = preprocessing
+        self._augmentation = augmentation
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> Batch | DataError:
+        try:
+            squares = np.stack([self._square(epoch, index) for epoch, index in pairs])
+        except DataError as error:
+            return error
+        labels = torch.tensor([self._samples[index].label for _, index in pairs], dtype=torch.int64)
+        return torch.from_numpy(squares).permute(0, 3, 1, 2), labels
+
+    def _square(self, epoch: int, index: int) -> NDArray[np.uint8]:
+        sample = self._samples[index]
+        content = hashlib.sha256(f"{self._seed} {epoch} {sample.digest}".encode()).digest()
+        try:
+            image = decode_image(sample.path.read_bytes())
+        except (OSError, ImageError) as error:
+            raise DataError(f"{sample.path} could be read when it was scanned and cannot now: {error}.") from error
+        seed = int.from_bytes(content[:8], "little")
+        return augmented_square(image, self._preprocessing, self._augmentation, seed=seed)
+
+
+def _identity(batch: Any) -> Any:
+    return batch

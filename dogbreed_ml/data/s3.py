@@ -1,0 +1,132 @@
+"""s3://bucket/prefix mirrored to a folder of this project, several objects at once, unchanged ones left alone."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dogbreed_ml.data.listing import IMAGE_SUFFIXES
+from dogbreed_ml.errors import DataError
+from dogbreed_ml.progress import NO_PROGRESS, Progress
+
+logger = logging.getLogger(__name__)
+
+NUM_PARALLEL = 16
+"""Objects that are downloaded at once."""
+# Hidden, so that a listing of the mirror passes it over.
+_STATE_NAME = ".etags.json"
+
+
+@dataclass(frozen=True)
+class _Object:
+    key: str
+    relative: str
+    size: int
+    etag: str
+
+
+def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRESS) -> Path:
+    """Makes a folder of `parent_dir` hold the images below s3://bucket/prefix, and only those; returns it.
+
+    Credentials, region and AWS_ENDPOINT_URL are boto3's own business. Raises DataError.
+    """
+    import boto3
+    from boto3.exceptions import Boto3Error
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+    target = parent_dir / f"s3-{hashlib.sha256(f'{bucket}/{prefix}'.encode()).hexdigest()[:12]}"
+    target.mkdir(parents=True, exist_ok=True)
+    config = Config(retries={"mode": "standard"}, max_pool_connections=NUM_PARALLEL)
+    try:
+        client = boto3.session.Session().client("s3", config=config)
+        objects = list(_list_objects(client, bucket, prefix))
+        if not objects:
+            raise DataError(f"{uri} has no images; set data.path to a prefix with a folder per breed.")
+        _mirror(client, bucket, objects, target, progress)
+    except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        raise DataError(
+            f"{uri} cannot be fetched: {error}. Check data.path, AWS credentials (AWS_PROFILE) and, "
+            "where the store is not AWS, AWS_ENDPOINT_URL."
+        ) from error
+    return target
+
+
+def _list_objects(client: Any, bucket: str, prefix: str) -> Iterator[_Object]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for each in page.get("Contents", ()):
+            relative = each["Key"][len(prefix) :]
+            if os.path.splitext(relative)[1].lower() not in IMAGE_SUFFIXES:
+                continue
+            if any(part in ("", ".", "..") for part in relative.split("/")) or "\0" in relative:
+                raise DataError(f"s3://{bucket}/{each['Key']} is refused: no file can be named {relative!r}.")
+            yield _Object(each["Key"], relative, each["Size"], each["ETag"])
+
+
+def _mirror(client: Any, bucket: str, objects: list[_Object], target: Path, progress: Progress) -> None:
+    state = _load_state(target)
+    todo = [each for each in objects if not _is_current(each, target, state)]
+    _remove_others(target, {each.relative for each in objects})
+    state = {each.relative: each.etag for each in objects if each.relative in state}
+    if not todo:
+        return
+    pool = ThreadPoolExecutor(max_workers=NUM_PARALLEL, thread_name_prefix="s3")
+    try:
+        with progress.track("download", sum(each.size for each in todo), "bytes") as advance:
+            futures = {pool.submit(_fetch, client, bucket, each, target): each for each in todo}
+            for future in as_completed(futures):
+                future.result()
+                state[futures[future].relative] = futures[future].etag
+                advance(futures[future].size)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _save_state(target, state)
+
+
+def _fetch(client: Any, bucket: str, each: _Object, target: Path) -> None:
+    from boto3.s3.transfer import TransferConfig
+
+    path = target / each.relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Retries a broken stream, writes to a temporary name and renames.
+    client.download_file(bucket, each.key, str(path), Config=TransferConfig(use_threads=False))
+
+
+def _is_current(each: _Object, target: Path, state: dict[str, str]) -> bool:
+    if state.get(each.relative) != each.etag:
+        return False
+    path = target / each.relative
+    return path.is_file() and path.stat().st_size == each.size
+
+
+def _remove_others(target: Path, keep: set[str]) -> None:
+    """Removes from the mirror, which is ours, what the bucket no longer has, and what an ended process left half."""
+    for folder, _, names in os.walk(target, topdown=False):
+        for name in names:
+            path = Path(folder, name)
+            if name != _STATE_NAME and path.relative_to(target).as_posix() not in keep:
+                path.unlink()
+        if folder != str(target) and not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def _load_state(target: Path) -> dict[str, str]:
+    """ETag of each mirrored file by its relative path."""
+    try:
+        state: dict[str, str] = json.loads((target / _STATE_NAME).read_text(encoding="utf-8"))
+        return state
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _save_state(target: Path, state: dict[str, str]) -> None:
+    unfinished = target / f"{_STATE_NAME}.tmp"
+    unfinished.write_text(json.dumps(state), encoding="utf-8")
+    os.replace(unfinished, target / _STATE_NAME)
