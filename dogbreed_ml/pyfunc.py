@@ -105,10 +105,20 @@ def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
 
 
 def _artifact_location(model_uri: str, *, tracking_uri: str) -> str:
-    if not model_uri.startswith("models:/"):
-        return model_uri
-    # download_artifacts resolves models:/ by the global tracking URI, whatever tracking_uri it is given.
+    # download_artifacts resolves models:/ and runs:/ by the global tracking URI, whatever tracking_uri it is given.
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    scheme, _, rest = model_uri.partition(":/")
+    if scheme == "runs":
+        run_id, _, name = rest.strip("/").partition("/")
+        outputs = client.get_run(run_id).outputs
+        models = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+        locations = [str(model.artifact_location) for model in models if model.name == name]
+        if not locations:
+            names = ", ".join(sorted({model.name for model in models})) or "none"
+            raise ModelError(f"{model_uri} must name a model of that run, which has: {names}.")
+        return locations[-1]
+    if scheme != "models":
+        return model_uri
     name_and_version = get_model_name_and_version(client, model_uri)
     if len(name_and_version) == 1:
         return str(client.get_logged_model(name_and_version[0]).artifact_location)

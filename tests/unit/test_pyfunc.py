@@ -199,7 +199,7 @@ def test_fetch_checkpoint_finds_the_model_by_each_of_its_names(
     location = client.get_logged_model(model_id).artifact_location
     version = client.create_model_version("dogs-resnet50", location, run_id, model_id=model_id)
     client.set_registered_model_alias("dogs-resnet50", "challenger", version.version)
-    for name in (model_uri, "models:/dogs-resnet50/1", "models:/dogs-resnet50@challenger"):
+    for name in (model_uri, "models:/dogs-resnet50/1", "models:/dogs-resnet50@challenger", f"runs:/{run_id}/model"):
         assert load_checkpoint(fetch_checkpoint(name, tracking_uri=uri)).classes == CLASSES
 
 
@@ -207,6 +207,14 @@ def test_fetch_checkpoint_of_an_unknown_model_is_a_tracking_error(store: tuple[s
     for name in ("models:/nothing/1", "models:/m-00000000000000000000000000000000", "models:/nothing@champion"):
         with pytest.raises(TrackingError, match="could not be fetched"):
             fetch_checkpoint(name, tracking_uri=store[0])
+
+
+def test_fetch_checkpoint_of_a_run_names_the_models_that_it_has(
+    store: tuple[str, Path], run_id: str, checkpoint_path: Path
+) -> None:
+    log_model(run_id, checkpoint_path, tracking_uri=store[0])
+    with pytest.raises(ModelError, match="which has: model"):
+        fetch_checkpoint(f"runs:/{run_id}/modle", tracking_uri=store[0])
 
 
 def test_fetch_checkpoint_of_somebody_elses_model_is_refused(tmp_path: Path, store: tuple[str, Path]) -> None:
