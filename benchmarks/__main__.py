@@ -106,14 +106,15 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         )
         head = [*(f"{name}: {value}" for name, value in machine.items()), *settings.describe()]
         print("# dogbreed-ml benchmarks\n", *(f"- {line}" for line in head), sep="\n", flush=True)
-        results, num_failed = _measure_all(arguments.only, settings)
-    if arguments.json:
-        _write_json(arguments.json, machine, settings, results)
-    return 1 if num_failed else 0
+        return _measure_all(arguments.only, settings, machine, json_path=arguments.json)
 
 
-def _measure_all(names: Sequence[str], settings: Settings) -> tuple[list[Result], int]:
-    results, num_failed = [], 0
+def _measure_all(
+    names: Sequence[str], settings: Settings, machine: Mapping[str, str], *, json_path: Path | None
+) -> int:
+    """The exit status; the JSON file is written anew after each measurement, so that a stop loses one at most."""
+    results: list[Result] = []
+    num_failed = 0
     for name in dict.fromkeys(names):
         logger.info("%s: begins", name)
         start = perf_counter()
@@ -126,8 +127,10 @@ def _measure_all(names: Sequence[str], settings: Settings) -> tuple[list[Result]
             continue
         results.append(result)
         print(f"\n{render(result)}", flush=True)
+        if json_path:
+            _write_json(json_path, machine, settings, results)
         logger.info("%s: done in %.0f s", name, perf_counter() - start)
-    return results, num_failed
+    return 1 if num_failed else 0
 
 
 def _write_json(path: Path, machine: Mapping[str, str], settings: Settings, results: Sequence[Result]) -> None:
@@ -142,4 +145,7 @@ def _write_json(path: Path, machine: Mapping[str, str], settings: Settings, resu
 if __name__ == "__main__":
     # Announcements of libraries are no figures; subprocesses keep theirs in files.
     warnings.simplefilter("ignore")
-    sys.exit(main(sys.argv[1:], dict(os.environ)))
+    try:
+        sys.exit(main(sys.argv[1:], dict(os.environ)))
+    except KeyboardInterrupt:
+        sys.exit(130)

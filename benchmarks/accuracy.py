@@ -46,7 +46,7 @@ def measure(settings: Settings) -> Result:
         f"Tables of features found by each search: {[tuned.summary['cache_hits'] for tuned in searches]}.",
         "Test is looked at once per seed. Weights drawn from ImageNet have probably seen most photographs of Stanford "
         "Dogs: this figure compares ways of training a head, it is no claim about new dogs.",
-        f"Best hyperparameters: {[tuned.summary['best_params'] for tuned in searches]}.",
+        *(f"data.seed {seed}: {_render_params(tuned)}" for seed, tuned in zip(seeds, searches, strict=True)),
     )
     return Result("accuracy", "top-1 on test over the data seeds", tuple(figures), notes)
 
@@ -54,3 +54,9 @@ def measure(settings: Settings) -> Result:
 def _interval(tuned: Tuned) -> str:
     low, high = tuned.summary["test_top1_interval"]
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _render_params(tuned: Tuned) -> str:
+    params = tuned.summary["best_params"].items()
+    told = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in params)
+    return f"best trial {tuned.summary['best_trial']}, {', '.join(told)}"

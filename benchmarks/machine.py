@@ -21,7 +21,7 @@ def describe_machine() -> dict[str, str]:
         "system": platform.platform(),
         "versions": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "load": f"{os.getloadavg()[0]:.2f} (processes waiting in the last minute, before the first measurement)",
+        "load": _load(),
     }
 
 
@@ -36,6 +36,12 @@ def cpu_model() -> str:
     flags = values.get("flags", "").split()
     bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     return f"{values.get('model name', platform.machine())} ({', '.join(bf16) or 'no bf16 instructions'})"
+
+
+def _load() -> str:
+    """How busy the machine was in the minute before the first measurement."""
+    load = os.getloadavg()[0]
+    return f"{load:.2f}{' BUSY: others were at work, measure again when they are done' if load > 0.7 else ''}"
 
 
 def _memory() -> str:
