@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from dogbreed_ml import __version__
 from dogbreed_ml.config import (
     CategoricalDimension,
+    Dimension,
     ExperimentConfig,
     FloatDimension,
     IntDimension,
@@ -51,7 +52,11 @@ _USAGES: dict[Verb, str] = {
     "predict": "(--checkpoint FILE | --model URI) IMAGE [IMAGE ...] [--json]",
     "ui": "[--host HOST] [--port PORT]",
 }
-_DIMENSIONS = {"float": FloatDimension, "int": IntDimension, "categorical": CategoricalDimension}
+_DIMENSIONS: dict[str, type[Dimension]] = {
+    "float": FloatDimension,
+    "int": IntDimension,
+    "categorical": CategoricalDimension,
+}
 _SPACE = "search.space"
 
 
@@ -159,7 +164,7 @@ def _refuse_nulls(sections: Mapping[str, Any]) -> None:
             raise ConfigError(f"{dotted} must be {_render_type(hint)}, got null.")
 
 
-def _parse_dimension(key: str, values: Any) -> FloatDimension | IntDimension | CategoricalDimension:
+def _parse_dimension(key: str, values: Any) -> Dimension:
     from jsonargparse import ArgumentError, ArgumentParser
 
     name = f"{_SPACE}.{key}"
@@ -175,12 +180,11 @@ def _parse_dimension(key: str, values: Any) -> FloatDimension | IntDimension | C
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(dimension_type, as_group=False)
     try:
-        dimension = dimension_type(**parser.parse_object(dict(values)).as_dict())
+        return dimension_type(**parser.parse_object(dict(values)).as_dict())
     except ArgumentError as error:
         raise ConfigError(_render_type_error(str(error), get_type_hints(dimension_type), prefix=f"{name}.")) from error
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    return dimension
 
 
 @cache

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dogbreed_ml.arguments import Command, parse
@@ -158,11 +158,17 @@ def _stdout_to_stderr() -> Iterator[None]:
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does: runs are closed, workers stopped, status 130."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _interrupt_once)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt_once(signal_number: int, _: FrameType | None) -> NoReturn:
+    # A second signal must not cut the cleaning up short.
+    signal.signal(signal_number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class _Freed:

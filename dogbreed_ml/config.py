@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from dogbreed_ml.errors import ConfigError
 
@@ -389,7 +389,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 class _Dataclass(Protocol):
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def _walk(section: _Dataclass, prefix: str) -> Iterator[tuple[str, Any]]:

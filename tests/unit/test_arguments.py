@@ -363,7 +363,7 @@ def test_experiment_parses_and_is_named_after_its_file(path: Path) -> None:
         argv += ["--data.path", "photographs"]
     config = tune(*argv)
     assert config.name == path.stem
-    assert config.model.weights == ("auto" if path.stem == "quickstart" else "IMAGENET1K_V2")
+    assert (config.model.weights == "auto") == (path.stem == "quickstart")
     assert config.search.num_trials >= 8
 
 

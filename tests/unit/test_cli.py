@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dogbreed_ml import cli, pipeline
+from dogbreed_ml import pipeline
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
@@ -240,7 +240,7 @@ def test_ui_becomes_mlflow_on_this_projects_store(
         ran.append(argv)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.os, "execve", execve)
+    monkeypatch.setattr(os, "execve", execve)
     if uri is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert main(["ui", "--port", "5055"]) == 130
