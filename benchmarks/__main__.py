@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -145,6 +146,8 @@ def _write_json(path: Path, machine: Mapping[str, str], settings: Settings, resu
 if __name__ == "__main__":
     # Announcements of libraries are no figures; subprocesses keep theirs in files.
     warnings.simplefilter("ignore")
+    # Both ways of stopping end the process that is being measured and remove the temporary folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:], dict(os.environ)))
     except KeyboardInterrupt:

@@ -46,7 +46,8 @@ def run_python(
         wall_s = perf_counter() - start
     if process.returncode != 0:
         tail = "\n".join(stderr_path.read_text(errors="replace").splitlines()[-15:])
-        what = f"ended with {process.returncode}" if peak is None or process.returncode > 0 else "was killed"
+        by_signal = f"was killed by signal {-process.returncode} after {wall_s:.0f} s"
+        what = by_signal if process.returncode < 0 else f"ended with {process.returncode}"
         raise BenchmarkError(f"python {' '.join(arguments)} {what}; the end of its stderr:\n{tail}")
     return Finished(stdout_path.read_text(), wall_s, peak)
 
