@@ -74,10 +74,12 @@ def _registered(tracker: Tracker, name: str, model_uri: str, run_id: str, tags: 
     model_id = model_uri.removeprefix("models:/")
     if "/" in model_id or not model_uri.startswith("models:/"):
         raise TrackingError(f"model_uri must be that of a logged model, models:/m-..., got {model_uri!r}.")
+    # Not models:/m-...: a database store would look that up in the global tracking URI, not in its own.
+    source = tracker.client.get_logged_model(model_id).artifact_location
     for version in tracker.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        if version.model_id == model_id:
+        if version.source == source:
             return int(version.version)
-    made = tracker.client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id)
+    made = tracker.client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
     return int(made.version)
 
 

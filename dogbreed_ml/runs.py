@@ -217,10 +217,10 @@ class Run:
         self.flush(deadline_s)
         self._is_ended = True
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, *, deadline_s: float | None = None) -> None:
         """Ends FAILED with the error's cause and traceback."""
         self.log_text("".join(traceback.format_exception(error)), TRACEBACK_ARTIFACT)
-        self.finish("FAILED", cause=render_cause(error))
+        self.finish("FAILED", cause=render_cause(error), deadline_s=deadline_s)
 
     def __enter__(self) -> Self:
         if self._handles_sigterm and threading.current_thread() is threading.main_thread():
@@ -251,17 +251,17 @@ class Run:
     def _leave_after(self, error: BaseException) -> None:
         is_kill = not isinstance(error, Exception)
         deadline_s = _INTERRUPTED_DEADLINE_S if is_kill or isinstance(error, TrackingError) else None
-        # Twice: the first attempt may raise what the store refused before.
-        for attempt in range(2):
+        # The first attempt may raise what the store refused before, the second what it refuses of the cause.
+        for attempt in range(3):
             try:
-                if is_kill:
-                    self.finish("KILLED", deadline_s=deadline_s)
+                if is_kill or attempt == 2:
+                    self.finish("KILLED" if is_kill else "FAILED", deadline_s=deadline_s)
                 else:
-                    self.fail(error)
+                    self.fail(error, deadline_s=deadline_s)
                 return
             except TrackingError as refusal:
-                if attempt:
-                    logger.error("The run could not be ended: %s", refusal)
+                last_refusal = refusal
+        logger.error("The run could not be ended: %s", last_refusal)
 
     def _put(self, change: Callable[[Outbox], None]) -> None:
         if self._is_ended:

@@ -117,17 +117,15 @@ class RunWriter:
             self._raise_error(outbox)
             self._raise_if_away(self._retry_s)
             change(outbox)
-            self._dirty[id(outbox)] = outbox
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="dogbreed-run-writer", daemon=True)
-                self._thread.start()
-            self._condition.notify_all()
+            self._wake(outbox)
 
     def flush(self, outbox: Outbox, *, deadline_s: float | None = None) -> None:
         """Waits until everything queued for the run is written; `deadline_s` seconds instead of retry_s at most."""
         patience_s = self._retry_s if deadline_s is None else deadline_s
         start = time.monotonic()
         with self._condition:
+            if not outbox.is_empty:
+                self._wake(outbox)
             while not outbox.is_empty:
                 self._raise_error(outbox)
                 self._raise_if_away(patience_s)
@@ -148,6 +146,13 @@ class RunWriter:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
+
+    def _wake(self, outbox: Outbox) -> None:
+        self._dirty[id(outbox)] = outbox
+        if not self._is_closed and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, name="dogbreed-run-writer", daemon=True)
+            self._thread.start()
+        self._condition.notify_all()
 
     def _raise_error(self, outbox: Outbox) -> None:
         if outbox.error is not None:
