@@ -25,7 +25,7 @@ _PREFETCH = 4
 class ImageBatches:
     """A split's images in batches; the same seed, epoch and order give the same pixels for any number of workers.
 
-    The worker processes start with the first batch and stay for later epochs, until this object goes.
+    The worker processes start with the first batch and stay for later epochs, until close() or the end of this object.
     """
 
     def __init__(
@@ -59,8 +59,13 @@ class ImageBatches:
         for batch in self._loader:
             # An exception raised in a worker would arrive wrapped in its traceback; a value arrives as it is.
             if isinstance(batch, DataError):
+                self.close()
                 raise batch
             yield batch
+
+    def close(self) -> None:
+        """Ends the worker processes; a later pass starts new ones."""
+        self._loader = None
 
     def _build_loader(self) -> "DataLoader[Batch]":
         # A torch Dataset may have __getitems__ and so build a whole batch; the type stubs know of single items only.

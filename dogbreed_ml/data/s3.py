@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 NUM_PARALLEL = 16
 """Objects that are downloaded at once."""
+NUM_TRIES = 3
+"""Tries for each object whose stream breaks."""
 # Hidden, so that a listing of the mirror passes it over.
 _STATE_NAME = ".etags.json"
 
@@ -36,7 +40,6 @@ def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRES
     Credentials, region and AWS_ENDPOINT_URL are boto3's own business. Raises DataError.
     """
     import boto3
-    from boto3.exceptions import Boto3Error
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -51,7 +54,7 @@ def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRES
         if not objects:
             raise DataError(f"{uri} has no images; set data.path to a prefix with a folder per breed.")
         _mirror(client, bucket, objects, target, progress)
-    except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+    except (BotoCoreError, ClientError, OSError) as error:
         raise DataError(
             f"{uri} cannot be fetched: {error}. Check data.path, AWS credentials (AWS_PROFILE) and, "
             "where the store is not AWS, AWS_ENDPOINT_URL."
@@ -82,21 +85,33 @@ def _mirror(client: Any, bucket: str, objects: list[_Object], target: Path, prog
         with progress.track("download", sum(each.size for each in todo), "bytes") as advance:
             futures = {pool.submit(_fetch, client, bucket, each, target): each for each in todo}
             for future in as_completed(futures):
-                future.result()
-                state[futures[future].relative] = futures[future].etag
-                advance(futures[future].size)
+                each = futures[future]
+                state[each.relative] = future.result()
+                advance(each.size)
     finally:
         pool.shutdown(cancel_futures=True)
         _save_state(target, state)
 
 
-def _fetch(client: Any, bucket: str, each: _Object, target: Path) -> None:
-    from boto3.s3.transfer import TransferConfig
+def _fetch(client: Any, bucket: str, each: _Object, target: Path) -> str:
+    """Writes the object's file, under a temporary name until it is whole; returns the ETag of what came."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     path = target / each.relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Retries a broken stream, writes to a temporary name and renames.
-    client.download_file(bucket, each.key, str(path), Config=TransferConfig(use_threads=False))
+    unfinished = path.with_name(f"{path.name}.part")
+    # Not download_file: it asks for each object twice (HEAD, GET). botocore retries the request, not a broken stream.
+    for num_left in range(NUM_TRIES - 1, -1, -1):
+        try:
+            answer = client.get_object(Bucket=bucket, Key=each.key)
+            with unfinished.open("wb") as file, closing(answer["Body"]) as body:
+                shutil.copyfileobj(body, file)
+            break
+        except (HTTPClientError, IncompleteReadError):
+            if not num_left:
+                raise
+    os.replace(unfinished, path)
+    return str(answer["ETag"])
 
 
 def _is_current(each: _Object, target: Path, state: dict[str, str]) -> bool:

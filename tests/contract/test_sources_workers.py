@@ -1,0 +1,68 @@
+"""The uncached path with real worker processes."""
+
+import gc
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from imagefiles import make_breeds
+
+from dogbreed_ml.config import DataConfig
+from dogbreed_ml.data.loaders import ImageBatches
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.data.splits import Split
+from dogbreed_ml.errors import DataError
+from dogbreed_ml.transforms import Preprocessing
+
+PREPROCESSING = Preprocessing(image_size=32)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    config = DataConfig(source="folder", path=str(make_breeds(tmp_path / "breeds")))
+    return load_splits(config, project_dir=tmp_path).train
+
+
+def _batches(split: Split, *, num_workers: int) -> ImageBatches:
+    return ImageBatches(split, PREPROCESSING, augmentation="flip_crop", num_workers=num_workers, seed=3)
+
+
+def _images(batches: ImageBatches, *, epoch: int, order: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.cat([images for images, _ in batches.batches(8, order=order, epoch=epoch)])
+
+
+def test_image_batches_do_not_depend_on_the_number_of_workers(split: Split) -> None:
+    order = torch.randperm(len(split))
+    expected = [_images(_batches(split, num_workers=0), epoch=epoch, order=order) for epoch in (0, 1)]
+    for num_workers in (1, 2):
+        batches = _batches(split, num_workers=num_workers)
+        for epoch in (0, 1):
+            assert torch.equal(_images(batches, epoch=epoch, order=order), expected[epoch])
+
+
+def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split) -> None:
+    batches = _batches(split, num_workers=2)
+    _images(batches, epoch=0)
+    workers = {child.pid for child in psutil.Process().children()}
+    assert len(workers) == 2
+    _images(batches, epoch=1)
+    assert {child.pid for child in psutil.Process().children()} == workers
+    del batches
+    gc.collect()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+def test_image_batches_left_early_start_over_with_the_next_epoch(split: Split) -> None:
+    batches = _batches(split, num_workers=2)
+    for _ in batches.batches(4, order=None, epoch=0):
+        break
+    assert torch.equal(_images(batches, epoch=1), _images(_batches(split, num_workers=0), epoch=1))
+
+
+def test_image_batches_say_in_one_line_which_image_vanished(split: Split) -> None:
+    split.samples[3].path.unlink()
+    batches = _batches(split, num_workers=2)
+    with pytest.raises(DataError, match=r"^[^\n]* could be read when it was scanned and cannot now: [^\n]*$"):
+        _images(batches, epoch=0)
