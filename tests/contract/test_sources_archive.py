@@ -199,7 +199,8 @@ def test_download_that_is_not_there_is_not_tried_again(url: str, shelf: _Shelf, 
 
 
 def test_download_from_a_busy_server_waits_longer_each_time(url: str, shelf: _Shelf, tmp_path: Path) -> None:
-    shelf.status, slept = 503, []
+    shelf.status = 503
+    slept: list[float] = []
     with pytest.raises(DataError, match="the server answered 503"):
         download(url, tmp_path / "dogs.zip", sleep=slept.append)
     assert slept == [2.0, 4.0]
