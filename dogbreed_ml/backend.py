@@ -60,7 +60,7 @@ class TorchBackend:
         self.dtype = np.float32 if autocast is None else np.float16
         self._device = device
         self._autocast = autocast
-        self._module = module.eval().to(device, memory_format=torch.channels_last)
+        self._module = module.eval().to(device).to(memory_format=torch.channels_last)
 
     def run(self, batches: Iterable[Images]) -> Iterator[Outputs]:
         # On CUDA each result is fetched one batch late, so that the device never waits for the host.

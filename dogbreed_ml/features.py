@@ -222,9 +222,7 @@ class FeatureStore:
         images = np.stack([to_square(decode_image(sample.path.read_bytes()), preprocessing) for sample in spread])
 
         def build(backend_name: BackendName) -> Backend:
-            return build_backend(
-                backend_name, module, image_size=preprocessing.image_size, device=self.device
-            )
+            return build_backend(backend_name, module, image_size=preprocessing.image_size, device=self.device)
 
         torch_fp32 = build("torch-fp32")
         self._require_space(len(samples) * views.num, run_all(torch_fp32, images[:1]).shape[1:], name)
@@ -273,9 +271,11 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            return self._discard(folder, f"cannot be read: {error}")
+            self._discard(folder, f"cannot be read: {error}")
+            return None
         if verify and _checksum(values) != meta["checksum"]:
-            return self._discard(folder, "does not match its checksum")
+            self._discard(folder, "does not match its checksum")
+            return None
         rows = {sample.digest: row for row, sample in enumerate(samples)}
         return FeatureTable(values, rows, views.num, meta["backend"], True, meta["images_per_s"], key)
 
@@ -393,7 +393,7 @@ def _decoded_batches(
         try:
             ahead.extend(pool.submit(decode, chunk) for chunk in islice(chunks, num_ahead))
             while ahead:
-                parts = []
+                parts: list[Images] = []
                 while ahead and len(parts) < chunks_per_batch:
                     parts.append(ahead.popleft().result())
                     ahead.extend(pool.submit(decode, chunk) for chunk in islice(chunks, 1))

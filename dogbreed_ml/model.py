@@ -31,7 +31,9 @@ _FIRST_TRAINABLE: dict[Trainable, str | None] = {"head": None, "layer4": "layer4
 class Normalize(nn.Module):
     """uint8 (B, 3, S, S) to float32: (x / 255 - mean) / std per channel; the first layer of every network."""
 
-    def __init__(self, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD):
+    def __init__(
+        self, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+    ):
         super().__init__()
         mean_255 = torch.tensor(mean).mul(255).view(1, 3, 1, 1)
         self.register_buffer("mean", mean_255, persistent=False)
@@ -101,7 +103,9 @@ def build_resnet50(num_classes: int, *, resnet_version: str, state_dict: dict[st
             resnet.load_state_dict(full, strict=True, assign=True)
         except RuntimeError as error:
             problem = " ".join(str(error).split())[:300]
-            raise ModelError(f"The weights must have the names and shapes of torchvision's resnet50: {problem}") from error
+            raise ModelError(
+                f"The weights must have the names and shapes of torchvision's resnet50: {problem}"
+            ) from error
     if resnet_version == "1":
         _put_stride_on_first_convolution(resnet)
     return resnet
@@ -180,7 +184,9 @@ def _torchvision_weights(name: str) -> Weights:
     try:
         state_dict = member.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"The weights {name} could not be downloaded: {error}; set model.weights to a file.") from error
+        raise ModelError(
+            f"The weights {name} could not be downloaded: {error}; set model.weights to a file."
+        ) from error
     return _weights(dict(state_dict), name=name)
 
 

@@ -14,6 +14,7 @@ from dogbreed_ml.config import ExperimentConfig, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits, describe, quarantine_rows
+from dogbreed_ml.errors import SearchError
 from dogbreed_ml.evaluation import (
     EpochMetrics,
     Evaluation,
@@ -67,9 +68,7 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
         from dogbreed_ml import pyfunc
         from dogbreed_ml.tracking import Tracker
 
-        tracker = Tracker.open(
-            project_dir=context.project_dir, config=config.tracking, environment=context.environment
-        )
+        tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
     with spans.span("data"):
         splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     bench = Workbench(splits, context.project_dir, device_of(), context.progress)
@@ -114,9 +113,7 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
         from dogbreed_ml.search import SearchStudy
         from dogbreed_ml.tracking import Tracker
 
-        tracker = Tracker.open(
-            project_dir=context.project_dir, config=config.tracking, environment=context.environment
-        )
+        tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
     with spans.span("data"):
         splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     bench = Workbench(splits, context.project_dir, device_of(), context.progress)
@@ -150,6 +147,9 @@ def finish_search(
     from dogbreed_ml.registry import register_challenger
     from dogbreed_ml.report import render_search_report
 
+    best_value = result.best.value
+    if best_value is None:
+        raise SearchError(f"The best trial must have a value, trial {result.best.number} has none.")
     best_config = with_values(config, result.best.values)
     feeds = bench.feeds(best_config)
     with spans.span("refit"):
@@ -173,11 +173,11 @@ def finish_search(
             config.registered_model_name,
             model_uri=model_uri,
             run_id=parent.run_id,
-            tags={result.metric: f"{result.best.value:.6g}", "trial.number": str(result.best.number)},
+            tags={result.metric: f"{best_value:.6g}", "trial.number": str(result.best.number)},
         )
     with spans.span("report"):
         parent.set_tags(
-            {"best_trial": str(result.best.number), "best_value": f"{result.best.value:.6g}"}
+            {"best_trial": str(result.best.number), "best_value": f"{best_value:.6g}"}
             | {f"best.{name}": str(value) for name, value in result.best.values.items()}
         )
         report = render_search_report(
@@ -191,7 +191,7 @@ def finish_search(
         num_trials=len(result.trials),
         best_trial=result.best.number,
         metric=result.metric,
-        best_value=result.best.value,
+        best_value=best_value,
         best_params=result.best.values,
         model_uri=model_uri,
         model_name=version.name,

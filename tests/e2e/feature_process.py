@@ -1,4 +1,4 @@
-"""Run as a process by test_feature_processes: asks for features of a folder of images, slowly, and prints what it got."""
+"""A process of test_feature_processes: asks for the features of a folder of images, slowly, and prints what it got."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """Back ends: the same numbers as torch fp32, in order, or a refusal by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ class Wrong:
     def __init__(self, value: float):
         self._value = value
 
-    def run(self, batches: Iterator[Images]) -> Iterator[Outputs]:
+    def run(self, batches: Iterable[Images]) -> Iterator[Outputs]:
         for batch in batches:
             output = np.full((len(batch), 8), self._value, dtype=np.float32)
             output[:, ::2] *= -1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -185,7 +186,7 @@ def test_flip_view_is_the_mirror_image(
 def test_views_are_drawn_from_the_seed(
     store: FeatureStore, samples: tuple[Sample, ...], prefix: FrozenPrefix, tmp_path: Path
 ) -> None:
-    def values(folder: str, seed: int) -> np.ndarray:
+    def values(folder: str, seed: int) -> NDArray[np.float32]:
         apart = replace(store, dir=tmp_path / folder)
         views = Views(1, 2, "randaugment", seed)
         return np.array(apart.table(samples, prefix, PREPROCESSING, views=views).values)

@@ -95,7 +95,7 @@ def test_weights_from_a_file_are_float32_without_the_head(tmp_path: Path, weight
 
 
 def test_missing_weights_name_the_choices() -> None:
-    with pytest.raises(ModelError, match=r"IMAGENET1K_V1, IMAGENET1K_V2, auto, random or an existing file, got 'no.pth'"):
+    with pytest.raises(ModelError, match=r"IMAGENET1K_V2, auto, random or an existing file, got 'no.pth'"):
         load_weights(ModelConfig(weights="no.pth"))
 
 

@@ -110,9 +110,7 @@ def test_patience_stops_and_restores_the_best_epoch(clusters: MemoryBatches) -> 
 def test_leaving_the_loop_keeps_the_last_epoch(clusters: MemoryBatches) -> None:
     model = new_head(3, seed=0)
     config = TrainConfig(num_epochs=5, lr=5e-3)
-    for result in fit(
-        model, clusters, valid=None, config=config, metrics=compute_metrics, num_classes=3, device=CPU
-    ):
+    for result in fit(model, clusters, valid=None, config=config, metrics=compute_metrics, num_classes=3, device=CPU):
         if result.epoch == 1:
             break
     assert result.global_step == 4
