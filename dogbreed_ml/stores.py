@@ -1,5 +1,6 @@
 """Which tracking store, how patient MLflow's HTTP client is with it, and what its errors mean."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+)
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
@@ -68,15 +73,22 @@ def _retries_within(retry_s: float) -> int:
     return retries
 
 
-def set_http_patience(retry_s: float) -> None:
-    """Lets MLflow's own HTTP client be as patient as tracking.retry_s; MLflow reads this from its variables alone."""
+def set_up_http(retry_s: float) -> None:
+    """Lets MLflow's own HTTP client be as patient as tracking.retry_s, and quiet.
+
+    MLflow reads this from its variables alone.
+    """
+    # It would print two lines to stdout, and ask the server for the run, each time that a run ends.
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
+    # sagemaker-mlflow takes the tracking URI for an ARN; MLflow warns of its IndexError at every single request.
+    logging.getLogger("mlflow.tracking.request_header.registry").setLevel(logging.ERROR)
     MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.set(1)
     MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(_retries_within(retry_s))
 
 
 @contextmanager
 def http_retries(retries: int) -> Iterator[None]:
-    """Opening a store with a wrong address should fail soon."""
+    """Fewer retries for a while: opening a store with a wrong address should fail soon."""
     before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
     MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(retries)
     try:

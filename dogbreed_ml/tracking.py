@@ -22,7 +22,7 @@ from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import HOST_TAG, is_gone, process_tags, user_name
 from dogbreed_ml.runs import DatasetInput, Run, RunRef, Status, Terminated, data_inputs, raise_terminated, render_cause
 from dogbreed_ml.runwriter import Creation, Outbox, RunWriter, is_transient
-from dogbreed_ml.stores import answered, http_retries, is_http, resolve_store, set_http_patience, without_password
+from dogbreed_ml.stores import answered, http_retries, is_http, resolve_store, set_up_http, without_password
 from dogbreed_ml.systemmetrics import PREFIX as SYSTEM_METRICS_PREFIX
 
 __all__ = [
@@ -109,16 +109,16 @@ class Tracker:
         environment = environment or {}
         store = resolve_store(environment.get("MLFLOW_TRACKING_URI"), project_dir.resolve())
         handed_run_id = environment.get("MLFLOW_RUN_ID") or None
+        set_up_http(config.retry_s)
         with http_retries(_OPENING_RETRIES):
             tracker = cls(store.uri, config=config, artifact_root=store.artifact_root, handed_run_id=handed_run_id)
             answered(store.uri, tracker._reap)
-        set_http_patience(config.retry_s)
         return tracker
 
     @classmethod
     def attach(cls, tracking_uri: str, *, config: TrackingConfig) -> "Tracker":
         """The same store for a worker process; it makes child runs only."""
-        set_http_patience(config.retry_s)
+        set_up_http(config.retry_s)
         return cls(tracking_uri, config=config)
 
     def start_run(
