@@ -184,7 +184,7 @@ class TrainConfig:
     patience: int | None = None
     """Stop after so many epochs without a lower valid/loss, and keep the best epoch's weights; null never stops."""
     num_workers: int = 2
-    """Threads that decode images where features are not kept."""
+    """Worker processes that decode images where features are not kept."""
     seed: int = 0
     """Seed of the head's first weights, of the order of batches and of augmentation."""
 

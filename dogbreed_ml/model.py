@@ -164,7 +164,9 @@ def load_weights(config: ModelConfig) -> Weights:
 def _random_weights(seed: int) -> Weights:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        resnet = resnet50(weights=None)
+        # Without zeroed residuals the features of random weights spread so far that no learning rate copes with them
+        # (8 drawn breeds: 21 % without, 39 % with).
+        resnet = resnet50(weights=None, zero_init_residual=True)
     return _weights(dict(resnet.state_dict()), name="random")
 
 
