@@ -32,7 +32,7 @@ PROJECT_DIR = Path(dogbreed_ml.__file__).parent.parent
 SCRIPTS_DIR = Path(sys.executable).parent
 
 # What a search needs and a served model must not.
-SEARCH_PACKAGES = ("optuna", "sagemaker", "openvino", "boto3", "jsonargparse", "rich", "smdebug", "torchmetrics")
+SEARCH_PACKAGES = ("optuna", "sagemaker", "openvino", "boto3", "jsonargparse", "rich", "smdebug")
 
 PREDICT = """
 import json, sys
