@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 
-from dogbreed_ml.config import ExperimentConfig, TrackingConfig, flatten, from_dict, with_values
+from dogbreed_ml.config import ExperimentConfig, SplitName, TrackingConfig, flatten, from_dict, with_values
 from dogbreed_ml.data.splits import Sample, Split, Splits
 from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import HOST_TAG, PID_TAG, process_tags
@@ -53,7 +54,8 @@ def tracker(store: Store) -> Iterator[Tracker]:
 
 def _splits() -> Splits:
     sample = Sample(Path("a.jpg"), 0, "0" * 64)
-    splits = {name: Split(name, (sample,) * size) for name, size in (("train", 3), ("valid", 2), ("test", 1))}
+    sizes: dict[SplitName, int] = {"train": 3, "valid": 2, "test": 1}
+    splits = {name: Split(name, (sample,) * size) for name, size in sizes.items()}
     return Splits(
         classes=("Beagle", "Boxer"),
         train=splits["train"],
@@ -94,6 +96,7 @@ class TestTrackingStore:
         assert found.data.tags["dogbreed.command"] == "dogbreed train"
         history = tracker.client.get_metric_history(run.run_id, "valid/loss")
         assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+        assert found.inputs is not None
         contexts = {each.tags[0].value: each.dataset for each in found.inputs.dataset_inputs}
         assert set(contexts) == {"train", "valid", "test"}
         assert {dataset.digest for dataset in contexts.values()} == {"0123456789abcdef"}
@@ -204,17 +207,18 @@ class TestTrackingStore:
         assert (found.info.status, found.data.tags["dogbreed.resumed"]) == ("FINISHED", first.run_id)
 
     def test_runs_of_dead_processes_are_ended_and_no_others(self, store: Store) -> None:
-        def left_running(**changes: str) -> str:
-            experiment = tracker.client.get_experiment_by_name("dogs")
-            run = tracker.client.create_run(experiment.experiment_id, tags={**process_tags(), **changes})
+        def left_running(client: MlflowClient, **changes: str) -> str:
+            experiment = client.get_experiment_by_name("dogs")
+            assert experiment is not None
+            run = client.create_run(experiment.experiment_id, tags={**process_tags(), **changes})
             return str(run.info.run_id)
 
         with store.open() as tracker:
             with tracker.start_run("dogs"):
                 pass
-            dead = left_running(**{PID_TAG: str(2**22 + 1)})
-            alive = left_running()
-            elsewhere = left_running(**{HOST_TAG: "elsewhere", PID_TAG: "1"})
+            dead = left_running(tracker.client, **{PID_TAG: str(2**22 + 1)})
+            alive = left_running(tracker.client)
+            elsewhere = left_running(tracker.client, **{HOST_TAG: "elsewhere", PID_TAG: "1"})
         with store.open() as tracker:
             states = {run_id: tracker.client.get_run(run_id).info.status for run_id in (dead, alive, elsewhere)}
             for run_id in (alive, elsewhere):

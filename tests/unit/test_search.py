@@ -126,7 +126,8 @@ def good(config: ExperimentConfig) -> Iterator[Any]:
 
 
 def failing(config: ExperimentConfig) -> Iterator[Any]:
-    raise DataError(f"no photographs for {config.name}")
+    if config.train.num_epochs:
+        raise DataError(f"no photographs for {config.name}")
     yield
 
 
