@@ -3,6 +3,7 @@
 Working state, not record: all that a person wants to see is in MLflow.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,10 +13,15 @@ import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-from dogbreed_ml.config import ExperimentConfig, config_hash
+from dogbreed_ml.config import ExperimentConfig, TrackingConfig, config_hash
 
-VARYING = ("search.num_trials", "search.timeout_s", "search.num_parallel")
-"""What may change between two commands of one search."""
+VARYING = (
+    "search.num_trials",
+    "search.timeout_s",
+    "search.num_parallel",
+    *(f"tracking.{field.name}" for field in dataclasses.fields(TrackingConfig)),
+)
+"""What may change between two commands of one search: nothing that a trial's result depends on."""
 
 
 class _KernelLock(JournalFileOpenLock):

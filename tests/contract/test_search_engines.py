@@ -39,7 +39,7 @@ def objective(config: ExperimentConfig) -> Iterator[EpochResult]:
         yield EpochResult(epoch, epoch, {"valid/accuracy_top1": value, "train/loss": 1 - value}, 0.001, True)
 
 
-def _config(sampler: str, pruner: str, *, seed: int = 0) -> ExperimentConfig:
+def _config(sampler: str, pruner: str, *, seed: int = 0, num_trials: int = NUM_TRIALS) -> ExperimentConfig:
     lr = FloatDimension(low=1e-4, high=1e-1, log=True)
     if sampler == "grid":
         lr = FloatDimension(low=0.01, high=0.05, step=0.01)
@@ -52,7 +52,7 @@ def _config(sampler: str, pruner: str, *, seed: int = 0) -> ExperimentConfig:
     search = SearchConfig(
         sampler=sampler,  # type: ignore[arg-type]
         pruner=pruner,  # type: ignore[arg-type]
-        num_trials=NUM_TRIALS,
+        num_trials=num_trials,
         seed=seed,
         space=space,
     )
@@ -107,13 +107,13 @@ class TestSearchEngines:
             assert child.status == ("FINISHED" if trial.state == "COMPLETE" else "KILLED")
             assert child.metrics["objective"] == pytest.approx(trial.value)
 
-    def test_same_seed_samples_the_same_first_values(
-        self, sampler: str, pruner: str, tracker: Tracker, folder: Path
-    ) -> None:
-        def values(seed: int, fingerprint: str) -> list[dict[str, Any]]:
-            result = _search(_config(sampler, pruner, seed=seed), tracker, folder, fingerprint=fingerprint)
-            return [trial.values for trial in result.trials][:3]
 
-        first = values(1, "b" * 16)
-        assert values(1, "c" * 16) == first
-        assert values(2, "d" * 16) != first
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_samples_the_same_values(sampler: str, tracker: Tracker, folder: Path) -> None:
+    def values(seed: int, fingerprint: str) -> list[dict[str, Any]]:
+        config = _config(sampler, "none", seed=seed, num_trials=6)
+        return [trial.values for trial in _search(config, tracker, folder, fingerprint=fingerprint).trials]
+
+    first = values(1, "b" * 16)
+    assert values(1, "c" * 16) == first
+    assert values(2, "d" * 16) != first
