@@ -58,9 +58,9 @@ def _splits() -> Splits:
     splits = {name: Split(name, (sample,) * size) for name, size in sizes.items()}
     return Splits(
         classes=("Beagle", "Boxer"),
-        train=Split("train", (sample,) * 3),
-        valid=Split("valid", (sample,) * 2),
-        test=Split("test", (sample,)),
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
         fingerprint="0123456789abcdef",
         source="folder dogs",
         bad_images=(),
@@ -96,7 +96,6 @@ class TestTrackingStore:
         assert found.data.tags["dogbreed.command"] == "dogbreed train"
         history = tracker.client.get_metric_history(run.run_id, "valid/loss")
         assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
-        assert found.inputs is not None
         assert found.inputs is not None
         contexts = {each.tags[0].value: each.dataset for each in found.inputs.dataset_inputs}
         assert set(contexts) == {"train", "valid", "test"}
