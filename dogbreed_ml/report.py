@@ -275,7 +275,8 @@ a { color: var(--accent); }
 <section><h2>Best trial</h2>$best</section>
 <section><h2>What to try next</h2><ul>$advice</ul></section>
 $plots
-<section><h2>Trials</h2><p class=caption>A click on a heading sorts.</p><div class="scroll">$table</div></section>
+<section><h2>Trials</h2><p class=caption>A click on a heading sorts. <span id="frame-hint" hidden>MLflow's frame
+opens a run in a new tab only: Ctrl-click it (Mac: Cmd-click).</span></p><div class="scroll">$table</div></section>
 </main>
 <script>
 document.querySelectorAll("#trials th").forEach((head, column) => head.addEventListener("click", () => {
@@ -289,6 +290,15 @@ document.querySelectorAll("#trials th").forEach((head, column) => head.addEventL
   const compare = (a, b) => number(key(a)) && number(key(b)) ? (up ? 1 : -1) * (key(a) - key(b)) : order(a, b);
   [...body.rows].sort(compare).forEach(row => body.append(row));
 }));
+// MLflow shows this page under a blob: address, where "#/experiments/..." leads nowhere, in a sandbox whose links open
+// in new tabs alone.
+if (location.protocol === "blob:") {
+  document.querySelectorAll("a[target=_top]").forEach(link => {
+    link.href = new URL(link.getAttribute("href"), new URL(location.href).origin + "/").href;
+    link.title = "Ctrl-click (Mac: Cmd-click) opens the run in a new tab";
+  });
+  document.getElementById("frame-hint").hidden = false;
+}
 </script>
 </body></html>
 """)
