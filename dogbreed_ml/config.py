@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
 from dogbreed_ml.errors import ConfigError
 
@@ -375,6 +375,10 @@ class ExperimentConfig:
                 "search.space may name any field of model, features or train, data.image_size and data.crop_share, "
                 f"got {dotted!r}{nearest(dotted, known)}"
             )
+        section, _, leaf = dotted.partition(".")
+        takes = get_type_hints(type(getattr(self, section)))[leaf]
+        if isinstance(self.search.space[dotted], FloatDimension) and takes in (int, int | None):
+            raise ConfigError(f"search.space.{dotted} must be of type int or categorical, got float.")
 
 
 def is_searchable(dotted: str) -> bool:

@@ -110,6 +110,7 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
     """
     spans = SpanTotals()
     with spans.span("start"):
+        from dogbreed_ml.runs import data_inputs
         from dogbreed_ml.search import SearchStudy
         from dogbreed_ml.tracking import Tracker
 
@@ -118,15 +119,24 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
         splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     bench = Workbench(splits, context.project_dir, device_of(), context.progress)
     study = SearchStudy.open(
-        config, fingerprint=splits.fingerprint, tracking_uri=tracker.tracking_uri, project_dir=context.project_dir
+        config,
+        fingerprint=splits.fingerprint,
+        tracking_uri=tracker.tracking_uri,
+        project_dir=context.project_dir,
+        tracker=tracker,
     )
-    with tracker, tracker.start_run(config.name, run_name=study.study_name, run_id=study.parent_run_id) as parent:
+    with (
+        tracker,
+        study,
+        tracker.start_run(config.name, run_name=study.study_name, run_id=study.parent_run_id) as parent,
+    ):
         study.begin(parent.run_id)
         _log_beginning(parent, config, splits, context)
         with spans.span("features"):
             feeds = _logged_feeds(parent, bench, config)
         with spans.span("search"):
-            result = study.run(TrialObjective(bench), tracker=tracker, parent=parent)
+            inputs = data_inputs(splits, names=("train", "valid"))
+            result = study.run(TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs)
         summary = finish_search(config, result, bench=bench, tracker=tracker, parent=parent, spans=spans)
         study.finish()
     hit = feeds.table is not None and feeds.table.cached

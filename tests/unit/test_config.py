@@ -253,3 +253,10 @@ def test_config_hash_sees_every_field_but_those_left_out() -> None:
 
 def test_registered_model_is_named_after_the_experiment() -> None:
     assert ExperimentConfig(name="dogs").registered_model_name == "dogs-resnet50"
+
+
+@pytest.mark.parametrize("name", ["train.num_epochs", "train.patience", "data.image_size"])
+def test_float_dimension_over_a_whole_number_is_refused(name: str) -> None:
+    space = {name: FloatDimension(low=1.0, high=100.0)}
+    with pytest.raises(ConfigError, match=f"search.space.{name} must be of type int or categorical, got float"):
+        with_values(ExperimentConfig(), {"search.space": space})
