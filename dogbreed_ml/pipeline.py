@@ -174,7 +174,9 @@ def finish_search(
                 break
     with spans.span("evaluation"):
         test = _evaluation(bench, model, feeds.test)
-        _log_evaluation(parent, test, bench.splits, _curves(tracker, result) or epochs)
+        curves = _curves(tracker, result)
+        parent.log_metrics(_valid_metrics(curves, result.best.best_epoch))
+        _log_evaluation(parent, test, bench.splits, curves or epochs)
     with spans.span("model"):
         network = bench.whole(best_config, model)
         model_uri = _log_model(pyfunc, tracker, parent, network, bench.splits, best_config)
@@ -264,6 +266,12 @@ def _logged_feeds(run: "Run", bench: Workbench, config: ExperimentConfig) -> Fee
 def _curves(tracker: "Tracker", result: "SearchResult") -> "list[LoggedEpoch]":
     """The winning trial's epochs: the refit on train + valid has no valid curve of its own."""
     return [] if result.best.run_id is None else tracker.epochs(result.best.run_id)
+
+
+def _valid_metrics(curves: "Sequence[LoggedEpoch]", epoch: int | None) -> dict[str, float]:
+    """The winning trial's valid/ metrics at the epoch that it kept, for the parent run to be compared by."""
+    kept = next((each.metrics for each in curves if each.epoch == epoch), {})
+    return {name: value for name, value in kept.items() if name.startswith("valid/")}
 
 
 def _evaluation(bench: Workbench, model: Any, batches: Batches) -> Evaluation:

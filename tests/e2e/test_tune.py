@@ -84,6 +84,8 @@ def test_parent_run_holds_what_won_and_why(summary: dict[str, Any], client: Mlfl
     assert parent.data.tags["best_trial"] == str(summary["best_trial"])
     assert parent.data.params["search.num_trials"] == "4"
     assert parent.data.metrics["test/accuracy_top1"] == pytest.approx(summary["test"]["accuracy_top1"])
+    assert parent.data.metrics["valid/accuracy_top1"] == pytest.approx(summary["best_value"])
+    assert {"valid/accuracy_top5", "valid/f1_macro", "valid/loss", "test/f1_macro"} <= set(parent.data.metrics)
     assert parent.inputs is not None
     assert len({each.dataset.digest for each in parent.inputs.dataset_inputs}) == 1
     assert len(parent.inputs.dataset_inputs) == 3
