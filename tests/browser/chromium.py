@@ -49,9 +49,9 @@ def launch_chromium(executable_path: str) -> Iterator[Browser]:
 
 
 @contextmanager
-def open_page(browser: Browser, *, allowed_url: str) -> Iterator[Visit]:
+def open_page(browser: Browser, *, allowed_url: str, viewport: ViewportSize = VIEWPORT) -> Iterator[Visit]:
     """Opens a page that reaches only addresses that start with `allowed_url`."""
-    context = browser.new_context(viewport=VIEWPORT, service_workers="block")
+    context = browser.new_context(viewport=viewport, service_workers="block")
     context.set_default_timeout(TIMEOUT_MS)
     visit = Visit(context.new_page())
 

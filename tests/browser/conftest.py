@@ -25,6 +25,7 @@ SMALL_SEARCH = [
 class FinishedSearch:
     """A search that is over, as the UI serves it."""
 
+    experiment_name: str
     summary: dict[str, Any]
     url: str
     """The UI's address."""
@@ -53,7 +54,7 @@ def search(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     project_dir = tmp_path_factory.mktemp("project")
     summary = run_search(project_dir, *SMALL_SEARCH)
     with serve_ui(project_dir) as url:
-        yield FinishedSearch(summary, url)
+        yield FinishedSearch("browser", summary, url)
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +75,5 @@ def visit(chromium: Browser, search: FinishedSearch) -> Iterator[Visit]:
 def ui(visit: Visit, search: FinishedSearch) -> MlflowUi:
     """On the table of runs of the finished search."""
     ui = MlflowUi(visit.page, url=search.url)
-    ui.open_runs("browser")
+    ui.open_runs(search.experiment_name)
     return ui

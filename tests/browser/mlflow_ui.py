@@ -33,6 +33,9 @@ class MlflowUi:
         self.page.get_by_role("button", name="Close", exact=True).click()
         expect(panel).to_be_hidden()
 
+    def fold_sidebar(self) -> None:
+        self.page.get_by_role("button", name="Toggle sidebar").click()
+
     def run_link(self, run_name: str) -> Locator:
         return self.page.get_by_role("grid").get_by_role("link", name=run_name, exact=True)
 
