@@ -4,6 +4,7 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
     with spans.span("data"):
         splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     bench = Workbench(splits, context.project_dir, device_of(), context.progress)
-    with tracker, tracker.start_run(config.name, run_name="train") as run:
+    with closing(bench), tracker, tracker.start_run(config.name, run_name="train") as run:
         _log_beginning(run, config, splits, context)
         with spans.span("features"):
             feeds = _logged_feeds(run, bench, config)
@@ -126,6 +127,7 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
         tracker=tracker,
     )
     with (
+        closing(bench),
         tracker,
         study,
         tracker.start_run(config.name, run_name=study.study_name, run_id=study.parent_run_id) as parent,

@@ -58,6 +58,14 @@ class Workbench:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weights": {}, "_feeds": {}, "progress": NO_PROGRESS}
 
+    def close(self) -> None:
+        """Ends the worker processes of image feeds."""
+        for feeds in self._feeds.values():
+            for batches in (feeds.train, feeds.valid, feeds.test, feeds.train_valid):
+                if isinstance(batches, ImageBatches):
+                    batches.close()
+        self._feeds.clear()
+
     @property
     def num_classes(self) -> int:
         return len(self.splits.classes)
