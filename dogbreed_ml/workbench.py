@@ -30,6 +30,12 @@ class Feeds:
     table: FeatureTable | None
     """The plain views' table; None on the uncached path."""
 
+    def close(self) -> None:
+        """Ends the worker processes of image feeds."""
+        for batches in (self.train, self.valid, self.test, self.train_valid):
+            if isinstance(batches, ImageBatches):
+                batches.close()
+
 
 def preprocessing_of(config: ExperimentConfig) -> Preprocessing:
     return Preprocessing(image_size=config.data.image_size, crop_share=config.data.crop_share)
@@ -59,11 +65,9 @@ class Workbench:
         return self.__dict__ | {"_weights": {}, "_feeds": {}, "progress": NO_PROGRESS}
 
     def close(self) -> None:
-        """Ends the worker processes of image feeds."""
+        """Ends the worker processes of its feeds."""
         for feeds in self._feeds.values():
-            for batches in (feeds.train, feeds.valid, feeds.test, feeds.train_valid):
-                if isinstance(batches, ImageBatches):
-                    batches.close()
+            feeds.close()
         self._feeds.clear()
 
     @property

@@ -73,8 +73,8 @@ def config() -> ExperimentConfig:
 def logits_after_training(bench: Workbench, config: ExperimentConfig, model: nn.Module, train: Batches) -> Tensor:
     for _ in fit(model, train, valid=None, config=config.train, metrics=compute_metrics, num_classes=3, device=CPU):
         pass
-    with closing(bench._image_feeds(config).test) as test:
-        return evaluate(bench.whole(config, model), test, device=CPU).logits
+    with closing(bench._image_feeds(config)) as images:
+        return evaluate(bench.whole(config, model), images.test, device=CPU).logits
 
 
 @pytest.mark.parametrize("trainable", ["head", "layer4"])
@@ -86,8 +86,8 @@ def test_cached_and_uncached_training_give_the_same_logits_and_head(
     feeds = bench.feeds(config)
     assert isinstance(feeds.train, FeatureBatches)
     cached_logits = logits_after_training(bench, config, cached, feeds.train)
-    with closing(bench._image_feeds(config).train) as images:
-        uncached_logits = logits_after_training(bench, config, uncached, images)
+    with closing(bench._image_feeds(config)) as images:
+        uncached_logits = logits_after_training(bench, config, uncached, images.train)
     rtol, atol = (1e-3, 1e-4) if trainable == "head" else (1e-2, 1e-3)
     torch.testing.assert_close(cached_logits, uncached_logits, rtol=rtol, atol=atol)
     head = bench.whole(config, cached).resnet.fc.weight
