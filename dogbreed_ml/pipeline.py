@@ -30,7 +30,7 @@ from dogbreed_ml.model import Network
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import DataDescription, TrainSummary, TuneSummary
 from dogbreed_ml.train import Batches, EpochResult, evaluate, fit
-from dogbreed_ml.workbench import Feeds, Workbench, preprocessing_of, uses_features
+from dogbreed_ml.workbench import Feeds, Workbench, preprocessing_of
 
 if TYPE_CHECKING:
     from dogbreed_ml.search import SearchResult
@@ -67,12 +67,8 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
     spans = SpanTotals()
     with spans.span("start"):
         from dogbreed_ml import pyfunc
-        from dogbreed_ml.tracking import Tracker
 
-        tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
-    with spans.span("data"):
-        splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
-    bench = Workbench(splits, context.project_dir, device_of(), context.progress)
+    tracker, splits, bench = _opened(config, context, spans)
     with closing(bench), tracker, tracker.start_run(config.name, run_name="train") as run:
         _log_beginning(run, config, splits, context)
         with spans.span("features"):
@@ -113,12 +109,8 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
     with spans.span("start"):
         from dogbreed_ml.runs import data_inputs
         from dogbreed_ml.search import SearchStudy
-        from dogbreed_ml.tracking import Tracker
 
-        tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
-    with spans.span("data"):
-        splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
-    bench = Workbench(splits, context.project_dir, device_of(), context.progress)
+    tracker, splits, bench = _opened(config, context, spans)
     study = SearchStudy.open(
         config,
         fingerprint=splits.fingerprint,
@@ -229,6 +221,18 @@ def predict(paths: Sequence[Path], *, model: str, context: Context) -> "list[Pre
     return Predictor.load(checkpoint_path).predict([path.read_bytes() for path in paths])
 
 
+def _opened(config: ExperimentConfig, context: Context, spans: SpanTotals) -> "tuple[Tracker, Splits, Workbench]":
+    """The tracking store first, so that an absent one is told of before the data is fetched."""
+    with spans.span("start"):
+        from dogbreed_ml.tracking import Tracker
+
+        tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
+    with spans.span("data"):
+        splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
+    bench = Workbench(splits, context.project_dir, device_of(), context.progress)
+    return tracker, splits, bench
+
+
 def _epochs(
     bench: Workbench, config: ExperimentConfig, model: Any, batches: Batches, *, valid: Batches | None
 ) -> Iterator[EpochResult]:
@@ -259,7 +263,7 @@ def _logged_feeds(run: "Run", bench: Workbench, config: ExperimentConfig) -> Fee
         tags |= {"features.backend": feeds.table.backend, "features.cached": str(feeds.table.cached).lower()}
         tags["features.key"] = feeds.table.key
         run.log_metrics({"features/images_per_s": feeds.table.images_per_s})
-    elif not uses_features(config):
+    else:
         tags["features.backend"] = "none: the whole network is run each epoch"
     run.set_tags(tags)
     return feeds
