@@ -1,0 +1,68 @@
+"""What the local SageMaker refuses, under AWS's own names.
+
+ServiceError
+├── ValidationException     a wrong request; also what AWS says for most names that it cannot find
+├── SerializationException  a value of another type than the operation's shape
+├── ResourceInUse           a name that is taken
+├── ResourceNotFound
+├── ResourceLimitExceeded
+├── ConflictException
+├── ModelError              a model's container answered an invocation with an error
+└── ModelNotReadyException
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from dogbreed_ml.errors import DogbreedError
+
+
+class ServiceError(DogbreedError):
+    """Answered to a client as `code` with HTTP `status`; `fields` are further members of the error's shape."""
+
+    status: ClassVar[int] = 400
+
+    def __init__(self, message: str, *, fields: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = dict(fields or {})
+
+    @property
+    def code(self) -> str:
+        return type(self).__name__
+
+
+class ValidationException(ServiceError):
+    """A request that breaks a constraint, or names what is not there."""
+
+
+class SerializationException(ServiceError):
+    """A request whose body is not JSON of the operation's types."""
+
+
+class ResourceInUse(ServiceError):
+    """A name that is taken."""
+
+
+class ResourceNotFound(ServiceError):
+    """A name that is not there, in the operations where AWS says so."""
+
+
+class ResourceLimitExceeded(ServiceError):
+    """More than the local limits allow."""
+
+
+class ConflictException(ServiceError):
+    """A change that another change under way forbids."""
+
+
+class ModelError(ServiceError):
+    """`fields`: OriginalStatusCode (int), OriginalMessage, LogStreamArn."""
+
+    status = 424
+
+
+class ModelNotReadyException(ServiceError):
+    """The model's container does not answer yet."""
+
+    status = 429
