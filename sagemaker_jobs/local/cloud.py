@@ -77,7 +77,7 @@ class Cloud:
                 self.__dict__[name].close()
 
     def keys(self, uri: str) -> list[str]:
-        """All keys that begin with an S3 URI's key, folder marks left out; raises DataError where the bucket is gone."""
+        """All keys that begin with an S3 URI's key, folder marks left out; raises DataError without a bucket."""
         bucket, prefix = split_uri(uri)
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         try:
@@ -118,7 +118,7 @@ class Cloud:
         return objects
 
     def manifest_objects(self, uri: str) -> list[tuple[str, str]]:
-        """What ManifestFile means: [{"prefix": "s3://..."}, "relative/path", ...]; raises DataError where it is none."""
+        """What ManifestFile means: [{"prefix": "s3://..."}, "relative path", ...]. Raises DataError for others."""
         bucket, key = split_uri(uri)
         try:
             answer = self.s3.get_object(Bucket=bucket, Key=key)

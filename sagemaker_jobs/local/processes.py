@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _BLOCK = 1 << 20
@@ -26,6 +27,7 @@ class Process:
         cwd: Path,
         environment: Mapping[str, str],
         output: Callable[[bytes], None] | Path,
+        pass_fds: Sequence[int],
         on_end: Callable[["Process"], None],
     ) -> None:
         self._ended = threading.Event()
@@ -34,13 +36,13 @@ class Process:
         self._control, keeper_end = socket.socketpair()
         keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(keeper_end.fileno()), *command]
         with keeper_end, contextlib.ExitStack() as stack:
-            stdout: int | object = subprocess.PIPE
+            stdout: int | IO[bytes] = subprocess.PIPE
             if isinstance(output, Path):
                 stdout = stack.enter_context(output.open("ab"))
             try:
                 self._keeper = subprocess.Popen(
-                    keeper, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=stdout,  # type: ignore[call-overload]
-                    stderr=subprocess.STDOUT, bufsize=0, start_new_session=True, pass_fds=[keeper_end.fileno()],
+                    keeper, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=stdout,
+                    stderr=subprocess.STDOUT, bufsize=0, start_new_session=True, pass_fds=[keeper_end.fileno(), *pass_fds],
                 )  # fmt: skip
             except BaseException:
                 self._control.close()
@@ -131,13 +133,16 @@ class Processes:
         cwd: Path,
         environment: Mapping[str, str],
         output: Callable[[bytes], None] | Path,
+        pass_fds: Sequence[int] = (),
     ) -> Process:
         """Starts `command` with exactly this environment, stdout and stderr together to a file (appended) or callback.
 
         The callback runs in the command's own thread, with chunks of at most 1 MiB that break lines anywhere; what it
-        raises ends the command. A command that cannot be started ends with 127 or 126, with the reason in its output.
+        raises ends the command. A command that cannot be started ends with 127 or 126, with the reason in its output. Of this process's open files it gets `pass_fds` alone.
         """
-        process = Process(command, cwd=cwd, environment=environment, output=output, on_end=self._forget)
+        process = Process(
+            command, cwd=cwd, environment=environment, output=output, pass_fds=pass_fds, on_end=self._forget
+        )
         with self._lock:
             if process.is_running:
                 self._running.add(process)

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Thread-safe; what is handed out and taken in is copied. Timestamps are epoch floats, as AWS's answers have them."""
+    """Thread-safe; what is handed out and taken in is copied. Timestamps are epoch floats, as in AWS's answers."""
 
     def __init__(self, root_dir: Path) -> None:
         self._root_dir = root_dir

@@ -81,7 +81,7 @@ class LocalSageMaker:
         return f"http://{host}:{self._server.server_port}"
 
     def arn(self, kind: str, name: str) -> str:
-        """Such as arn:aws:sagemaker:us-west-2:123456789012:training-job/NAME; SageMaker's names in it are lower case."""
+        """Such as arn:aws:sagemaker:us-west-2:123456789012:training-job/NAME; names in it are lower case."""
         return f"arn:aws:sagemaker:{self.settings.region}:{ACCOUNT}:{kind}/{name.lower()}"
 
     def client_environment(self) -> dict[str, str]:
