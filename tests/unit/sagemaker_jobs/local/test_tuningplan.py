@@ -1,0 +1,202 @@
+from typing import Any
+
+import pytest
+
+from sagemaker_jobs.local.errors import ResourceLimitExceeded, ServiceError, ValidationException
+from sagemaker_jobs.local.shapes import check_request
+from sagemaker_jobs.local.stopping import Criteria
+from sagemaker_jobs.local.tuningplan import TuningPlan, parse_plan
+
+CHANNEL = {
+    "ChannelName": "train",
+    "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/train"}},
+}
+CATEGORICAL = {"CategoricalParameterRanges": [{"Name": "a", "Values": ["1", "2"]}, {"Name": "b", "Values": ["x", "y"]}]}
+
+
+def request(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> Any:
+    """A request that is right, but for what is given; None takes a member out."""
+    default_config = {
+        "Strategy": "Random",
+        "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "accuracy"},
+        "ResourceLimits": {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2},
+        "ParameterRanges": {"ContinuousParameterRanges": [{"Name": "lr", "MinValue": "0.001", "MaxValue": "1"}]},
+    }
+    default_definition = {
+        "AlgorithmSpecification": {
+            "TrainingImage": "123456789012.dkr.ecr.us-west-2.amazonaws.com/image:1",
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": "accuracy", "Regex": "accuracy=(.*)"}],
+        },
+        "RoleArn": "arn:aws:iam::123456789012:role/sagemaker",
+        "OutputDataConfig": {"S3OutputPath": "s3://bucket/output"},
+        "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        "StaticHyperParameters": {"epochs": "9"},
+    }
+    return {
+        "HyperParameterTuningJobName": "tuning",
+        "HyperParameterTuningJobConfig": _without_none(default_config | (config or {})),
+        "TrainingJobDefinition": _without_none(default_definition | (definition or {})),
+        **more,
+    }
+
+
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def plan(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> TuningPlan:
+    params = request(config, definition, **more)
+    check_request("sagemaker", "CreateHyperParameterTuningJob", params)
+    return parse_plan(params)
+
+
+def test_plan_reads_the_search() -> None:
+    given = plan({"RandomSeed": 7, "TrainingJobEarlyStoppingType": "Auto"})
+
+    assert (given.search.strategy, given.search.maximize, given.search.seed) == ("Random", True, 7)
+    assert (given.search.num_jobs, given.search.num_parallel, given.search.stops_early) == (6, 2, True)
+    assert (given.metric_name, given.max_runtime_s) == ("accuracy", None)
+
+
+def test_plan_without_a_seed_draws_one() -> None:
+    assert len({plan().search.seed for _ in range(5)}) > 1
+
+
+def test_plan_reads_the_completion_criteria() -> None:
+    criteria = {
+        "TargetObjectiveMetricValue": 0.9,
+        "BestObjectiveNotImproving": {"MaxNumberOfTrainingJobsNotImproving": 3},
+        "ConvergenceDetected": {"CompleteOnConvergence": "Enabled"},
+    }
+
+    assert plan({"TuningJobCompletionCriteria": criteria}).criteria == Criteria(0.9, 3, True)
+
+
+def test_training_request_is_what_create_training_job_takes() -> None:
+    definition = {
+        "InputDataConfig": [CHANNEL],
+        "EnableManagedSpotTraining": True,
+        "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints/", "LocalPath": "/opt/ml/checkpoints"},
+        "Environment": {"STAGE": "test"},
+        "RetryStrategy": {"MaximumRetryAttempts": 2},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 90},
+    }
+    tags = [{"Key": "team", "Value": "dogs"}]
+    made = plan(None, definition, Tags=tags).training_request("tuning-001-0123abcd", {"lr": "0.01"})
+
+    check_request("sagemaker", "CreateTrainingJob", made)
+    assert made["TrainingJobName"] == "tuning-001-0123abcd"
+    assert made["HyperParameters"] == {"epochs": "9", "lr": "0.01", "_tuning_objective_metric": "accuracy"}
+    assert made["CheckpointConfig"] == {
+        "S3Uri": "s3://bucket/checkpoints/tuning-001-0123abcd",
+        "LocalPath": "/opt/ml/checkpoints",
+    }
+    assert made["Tags"] == tags
+    for name in ("InputDataConfig", "EnableManagedSpotTraining", "Environment", "RetryStrategy", "StoppingCondition"):
+        assert made[name] == definition[name]
+
+
+def test_flexible_resources_give_their_first_instance() -> None:
+    instances = [
+        {"InstanceType": kind, "InstanceCount": 1, "VolumeSizeInGB": 5} for kind in ("ml.c5.xlarge", "ml.m5.xlarge")
+    ]
+    flexible = {"InstanceConfigs": instances, "AllocationStrategy": "Prioritized"}
+    made = plan(None, {"ResourceConfig": None, "HyperParameterTuningResourceConfig": flexible})
+
+    assert made.training_request("job", {"lr": "0.1"})["ResourceConfig"] == instances[0]
+
+
+def test_grid_runs_each_combination_without_being_told_how_many() -> None:
+    grid = {"Strategy": "Grid", "ParameterRanges": CATEGORICAL, "ResourceLimits": {"MaxParallelTrainingJobs": 1}}
+
+    assert plan(grid).search.num_jobs == 4
+
+
+@pytest.mark.parametrize("name", ["epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs"])
+def test_hyperband_reads_its_resource_from_a_static_hyperparameter(name: str) -> None:
+    assert plan({"Strategy": "Hyperband"}, {"StaticHyperParameters": {name: "27"}}).search.max_resource == 27
+
+
+def test_hyperband_takes_the_resources_that_it_is_given() -> None:
+    config = {"HyperbandStrategyConfig": {"MinResource": 2, "MaxResource": 18}}
+    search = plan({"Strategy": "Hyperband", "StrategyConfig": config}).search
+
+    assert (search.min_resource, search.max_resource) == (2, 18)
+
+
+def test_limits_other_than_a_number_of_jobs_leave_the_quota() -> None:
+    limits = {"MaxParallelTrainingJobs": 1}
+
+    assert plan({"ResourceLimits": limits | {"MaxRuntimeInSeconds": 120}}).search.num_jobs == 750
+    criteria = {"TuningJobCompletionCriteria": {"TargetObjectiveMetricValue": 0.0}}
+    assert plan({"ResourceLimits": limits, **criteria}).search.num_jobs == 750
+
+
+LIMITS = {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "definition", "more", "message"),
+    [
+        ({}, {}, {"TrainingJobDefinitions": [{}]}, "TrainingJobDefinitions is not supported"),
+        ({}, {}, {"WarmStartConfig": {"WarmStartType": "TransferLearning"}}, "WarmStartConfig is not supported"),
+        ({}, {}, {"Autotune": {"Mode": "Enabled"}}, "Autotune is not supported"),
+        ({}, {"TuningObjective": {"Type": "Maximize"}}, {}, "TuningObjective goes with TrainingJobDefinitions"),
+        ({}, {"HyperParameterRanges": CATEGORICAL}, {}, "HyperParameterRanges goes with TrainingJobDefinitions"),
+        ({"HyperParameterTuningJobObjective": None}, {}, {}, "HyperParameterTuningJobObjective is required"),
+        (
+            {"HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "f1"}},
+            {},
+            {},
+            r"objective metric f1 must be one of .*MetricDefinitions, which has \['accuracy'\]",
+        ),
+        ({"ParameterRanges": None}, {}, {}, "at least one range"),
+        ({}, {"StaticHyperParameters": {"lr": "1"}}, {}, "static or has a range, not both: lr"),
+        ({"Strategy": "Hyperband", "TrainingJobEarlyStoppingType": "Auto"}, {}, {}, "must be Off for the Hyperband"),
+        ({"Strategy": "Hyperband"}, {"StaticHyperParameters": {"epochs": "many"}}, {}, "needs .*MaxResource"),
+        (
+            {"Strategy": "Hyperband", "StrategyConfig": {"HyperbandStrategyConfig": {"MinResource": 10}}},
+            {},
+            {},
+            "got MinResource 10 and MaxResource 9",
+        ),
+        (
+            {"StrategyConfig": {"HyperbandStrategyConfig": {"MaxResource": 9}}},
+            {},
+            {},
+            "goes with Hyperband, not Random",
+        ),
+        ({"Strategy": "Grid"}, {}, {}, "categorical hyperparameters only; lr"),
+        ({"Strategy": "Grid", "ParameterRanges": CATEGORICAL}, {}, {}, "number of combinations .* 4, .* got 6"),
+        ({"ResourceLimits": {"MaxParallelTrainingJobs": 1}}, {}, {}, "must have MaxNumberOfTrainingJobs"),
+        ({}, {"ResourceConfig": None}, {}, "one of ResourceConfig and HyperParameterTuningResourceConfig"),
+        ({}, {"OutputDataConfig": {"S3OutputPath": "bucket"}}, {}, "outputDataConfig.s3OutputPath"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    config: dict[str, Any], definition: dict[str, Any], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationException, match=message):
+        parse_plan(request(config, definition, **more))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (LIMITS | {"MaxNumberOfTrainingJobs": 751}, "'Maximum number of training jobs per .*' is 750, .* delta of 751"),
+        (LIMITS | {"MaxParallelTrainingJobs": 101}, "'Maximum number of parallel training jobs .*' is 100"),
+    ],
+)
+def test_quotas_are_those_of_aws(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(ResourceLimitExceeded, match=message):
+        parse_plan(request({"ResourceLimits": limits}))
+
+
+def test_definition_is_required() -> None:
+    params = request()
+    del params["TrainingJobDefinition"]
+
+    with pytest.raises(ServiceError, match="TrainingJobDefinition is required"):
+        parse_plan(params)
