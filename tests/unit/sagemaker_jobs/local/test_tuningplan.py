@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from tuningrequest import request
 
 from sagemaker_jobs.local.errors import ResourceLimitExceeded, ServiceError, ValidationException
 from sagemaker_jobs.local.shapes import check_request
@@ -12,38 +13,6 @@ CHANNEL = {
     "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/train"}},
 }
 CATEGORICAL = {"CategoricalParameterRanges": [{"Name": "a", "Values": ["1", "2"]}, {"Name": "b", "Values": ["x", "y"]}]}
-
-
-def request(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> Any:
-    """A request that is right, but for what is given; None takes a member out."""
-    default_config = {
-        "Strategy": "Random",
-        "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "accuracy"},
-        "ResourceLimits": {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2},
-        "ParameterRanges": {"ContinuousParameterRanges": [{"Name": "lr", "MinValue": "0.001", "MaxValue": "1"}]},
-    }
-    default_definition = {
-        "AlgorithmSpecification": {
-            "TrainingImage": "123456789012.dkr.ecr.us-west-2.amazonaws.com/image:1",
-            "TrainingInputMode": "File",
-            "MetricDefinitions": [{"Name": "accuracy", "Regex": "accuracy=(.*)"}],
-        },
-        "RoleArn": "arn:aws:iam::123456789012:role/sagemaker",
-        "OutputDataConfig": {"S3OutputPath": "s3://bucket/output"},
-        "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-        "StaticHyperParameters": {"epochs": "9"},
-    }
-    return {
-        "HyperParameterTuningJobName": "tuning",
-        "HyperParameterTuningJobConfig": _without_none(default_config | (config or {})),
-        "TrainingJobDefinition": _without_none(default_definition | (definition or {})),
-        **more,
-    }
-
-
-def _without_none(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def plan(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> TuningPlan:
