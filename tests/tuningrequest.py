@@ -4,7 +4,7 @@ from typing import Any
 
 
 def request(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> Any:
-    """`config` replaces members of HyperParameterTuningJobConfig, `definition` of TrainingJobDefinition; None takes out."""
+    """`config` replaces members of HyperParameterTuningJobConfig, `definition` of TrainingJobDefinition; None drops."""
     default_config = {
         "Strategy": "Random",
         "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "accuracy"},
