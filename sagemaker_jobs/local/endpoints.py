@@ -1,22 +1,352 @@
-"""Models, endpoint configs and endpoints."""
+"""Endpoints: created, described, updated, deleted and invoked; each deployment runs in a thread of its own."""
 
-from typing import TYPE_CHECKING
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from werkzeug.wrappers import Request, Response
+
+from dogbreed_ml.errors import DogbreedError
+from sagemaker_jobs.local import hosting, invocations
+from sagemaker_jobs.local.alarms import AlarmClock, unsupported
+from sagemaker_jobs.local.blueprints import build_fleet
+from sagemaker_jobs.local.catalog import Catalog
+from sagemaker_jobs.local.deployments import Cancelled, Hosted, Rollout
+from sagemaker_jobs.local.errors import ResourceInUse, ResourceLimitExceeded, ValidationError, ValidationException
+from sagemaker_jobs.local.fleets import Fleet
+from sagemaker_jobs.local.listing import select
+from sagemaker_jobs.local.publishing import Publisher
+from sagemaker_jobs.local.records import Record
+from sagemaker_jobs.local.shapes import answer_members
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker
 
+logger = logging.getLogger(__name__)
+
+ENDPOINT = "endpoint"
+_MAX_REASON = 1024
+_ENDED = "The local SageMaker that ran this endpoint has ended."
+
+Answer = dict[str, Any]
+
 
 class Endpoints:
-    """Endpoints of one server."""
+    """Models, endpoint configs and endpoints of one server."""
 
     def __init__(self, service: "LocalSageMaker") -> None:
         self._service = service
+        self._settings = service.settings.hosting
+        self._hosted: dict[str, Hosted] = {}
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        catalog = self._catalog = Catalog(service)
+        self.create_model, self.describe_model = catalog.create_model, catalog.describe_model
+        self.list_models, self.delete_model = catalog.list_models, catalog.delete_model
+        self.create_endpoint_config = catalog.create_endpoint_config
+        self.describe_endpoint_config = catalog.describe_endpoint_config
+        self.list_endpoint_configs = catalog.list_endpoint_configs
+        self.delete_endpoint_config = catalog.delete_endpoint_config
 
     def recover(self) -> None:
-        """Marks what was running under the server before as Failed."""
+        """Marks the endpoints of the server before as Failed, and finishes the deletions that it had begun."""
+        for record in self._service.records.list(ENDPOINT):
+            if record["EndpointStatus"] == "Deleting":
+                self._service.records.delete(ENDPOINT, record["EndpointName"])
+            elif record["EndpointStatus"] != "Failed":
+                self._fail(record["EndpointName"], _ENDED)
 
     def start(self) -> None:
-        """Starts the threads."""
+        """Starts the threads that write metrics and look at alarms."""
+        self._publisher = Publisher(self._service.cloud, interval_s=self._settings.publish_interval_s)
+        self._alarms = AlarmClock(self._service.cloud.cloudwatch)
+        self._publisher.start()
+        self._alarm_thread = threading.Thread(target=self._watch_alarms, name="endpoint-alarms", daemon=True)
+        self._alarm_thread.start()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends every endpoint, as Failed, and the threads."""
+        self._closed.set()
+        with self._lock:
+            hosted = list(self._hosted.values())
+            self._hosted.clear()
+        with ThreadPoolExecutor(max_workers=max(1, len(hosted))) as pool:
+            list(pool.map(Hosted.stop, hosted))
+        for thread in (thread for each in hosted for thread in (each.thread, each.deleter)):
+            if thread is not None:
+                thread.join()
+        self._alarm_thread.join()
+        self._publisher.close()
+        self.recover()
+
+    def create_endpoint(self, params: Answer) -> Answer:
+        name = params["EndpointName"]
+        config = self._catalog.get_config(params["EndpointConfigName"])
+        deployment = params.get("DeploymentConfig", {})
+        self._check_deployment(deployment, config)
+        arn, now_s = self._service.arn(ENDPOINT, name), time.time()
+        record = {
+            "EndpointName": name, "EndpointArn": arn, "EndpointConfigName": config["EndpointConfigName"],
+            "EndpointStatus": "Creating", "CreationTime": now_s, "LastModifiedTime": now_s,
+        }  # fmt: skip
+        if deployment:
+            record["LastDeploymentConfig"] = deployment
+        with self._lock:
+            hosted = Hosted(name, alarm_names=_alarm_names(deployment))
+            if self._service.records.exists(ENDPOINT, name):
+                raise ValidationException(f'Cannot create already existing endpoint "{arn}".')
+            self._reserve(hosted, config)
+            rollout = self._rollout(hosted, config)
+            try:
+                self._service.records.create(ENDPOINT, name, record)
+            except ResourceInUse as error:
+                raise ValidationException(f'Cannot create already existing endpoint "{arn}".') from error
+            self._hosted[name] = hosted
+            self._launch(hosted, partial(self._create, hosted, config, rollout))
+        return {"EndpointArn": arn}
+
+    def describe_endpoint(self, params: Answer) -> Answer:
+        members = answer_members("sagemaker", "DescribeEndpoint")
+        return {member: value for member, value in self._get(params["EndpointName"]).items() if member in members}
+
+    def list_endpoints(self, params: Answer) -> Answer:
+        records = self._service.records.list(ENDPOINT)
+        rows, token = select(records, params, name="EndpointName", status="EndpointStatus")
+        members = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
+        return {"Endpoints": [{member: row[member] for member in members} for row in rows], **token}
+
+    def update_endpoint(self, params: Answer) -> Answer:
+        name = params["EndpointName"]
+        config = self._catalog.get_config(params["EndpointConfigName"])
+        with self._lock:
+            record = self._get(name)
+            hosted = self._hosted.get(name)
+            if record["EndpointStatus"] != "InService" or hosted is None or hosted.traffic.fleet is None:
+                raise ValidationException(
+                    f'Cannot update endpoint "{record["EndpointArn"]}" in status {record["EndpointStatus"]}.'
+                )
+            if params.get("RetainAllVariantProperties"):
+                excluded = [each["VariantPropertyType"] for each in params.get("ExcludeRetainedVariantProperties", ())]
+                config = hosting.retained(config, hosted.traffic.fleet.config, excluded=excluded)
+            deployment = params.get("DeploymentConfig", {})
+            if not deployment and params.get("RetainDeploymentConfig"):
+                deployment = record.get("LastDeploymentConfig", {})
+            self._check_deployment(deployment, config)
+            self._reserve(hosted, config)
+            rollout = self._rollout(hosted, config)
+            hosted.alarm_names = _alarm_names(deployment)
+            changes = {"EndpointStatus": "Updating", "LastModifiedTime": time.time(), "FailureReason": None}
+            if deployment:
+                changes["LastDeploymentConfig"] = deployment
+            self._set(name, changes)
+            self._launch(hosted, partial(self._update, hosted, config, rollout, deployment))
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def delete_endpoint(self, params: Answer) -> Answer:
+        name = params["EndpointName"]
+        with self._lock:
+            record = self._get(name)
+            if record["EndpointStatus"] == "Deleting":
+                return {}
+            self._set(name, {"EndpointStatus": "Deleting", "LastModifiedTime": time.time()})
+            hosted = self._hosted.get(name) or Hosted(name)
+            hosted.cancelled.set()
+            hosted.deleter = threading.Thread(
+                target=self._delete, args=(hosted,), name=f"endpoint-delete-{name}", daemon=True
+            )
+            hosted.deleter.start()
+        return {}
+
+    def invoke(self, name: str, request: Request) -> Response:
+        """Answers POST /endpoints/NAME/invocations."""
+        account = self._account
+        params, body = invocations.parse_request(name, request)
+        hosted = self._hosted.get(name)
+        if hosted is None or hosted.traffic.fleet is None:
+            raise ValidationError(f"Endpoint {name} of account {account} not found.")
+        return invocations.invoke(
+            params,
+            body,
+            traffic=hosted.traffic,
+            account=account,
+            region=self._service.settings.region,
+            timeout_s=self._settings.invocation_timeout_s,
+        )
+
+    def servers(self, name: str) -> list[Mapping[str, Any]]:
+        """The processes that answer for an endpoint now: variant, url and pid of each; for `status` and benchmarks."""
+        hosted = self._hosted.get(name)
+        fleet = hosted.traffic.fleet if hosted else None
+        return [
+            {"variant": variant.name, "url": server.url, "pid": server.pid}
+            for variant in (fleet.variants.values() if fleet else ())
+            for server in variant.servers
+        ]
+
+    @property
+    def _account(self) -> str:
+        return self._service.arn(ENDPOINT, "x").split(":")[4]
+
+    def _create(self, hosted: Hosted, config: Mapping[str, Any], rollout: Rollout) -> None:
+        try:
+            fleet = rollout.create()
+        except DogbreedError as error:
+            with self._lock:
+                hosted.num_instances = 0
+            self._fail(hosted.name, str(error))
+        else:
+            self._set_in_service(hosted, fleet)
+
+    def _update(
+        self, hosted: Hosted, config: Mapping[str, Any], rollout: Rollout, deployment: Mapping[str, Any]
+    ) -> None:
+        before = hosted.traffic.fleet
+        assert before is not None
+        try:
+            fleet = rollout.update(deployment)
+        except DogbreedError as error:
+            logger.warning("endpoint %s: update rolled back: %s", hosted.name, error)
+            self._set_in_service(hosted, before, reason=str(error))
+        else:
+            self._set_in_service(hosted, fleet)
+
+    def _delete(self, hosted: Hosted) -> None:
+        hosted.stop()
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._hosted.pop(hosted.name, None)
+            self._service.records.delete(ENDPOINT, hosted.name)
+
+    def _launch(self, hosted: Hosted, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Cancelled:
+                logger.info("endpoint %s: deployment cancelled", hosted.name)
+
+        hosted.thread = threading.Thread(target=run, name=f"endpoint-{hosted.name}", daemon=True)
+        hosted.thread.start()
+
+    def _rollout(self, hosted: Hosted, config: Mapping[str, Any]) -> Rollout:
+        names = {variant["ModelName"] for variant in config["ProductionVariants"]}
+        models = {name: self._catalog.get_model(name) for name in names}
+
+        def report(fleet: Fleet, status: str) -> None:
+            self._set(hosted.name, {"PendingDeploymentSummary": _pending(fleet, status)}, only_pending=True)
+
+        return Rollout(
+            hosted,
+            lambda: build_fleet(self._service, hosted.name, config, models=models, publisher=self._publisher),
+            {
+                variant["VariantName"]: variant.get(
+                    "ContainerStartupHealthCheckTimeoutInSeconds", self._settings.ping_timeout_s
+                )
+                for variant in config["ProductionVariants"]
+            },
+            report,
+            self._alarms,
+            self._settings.alarm_interval_s,
+            self._settings.invocation_timeout_s,
+        )
+
+    def _check_deployment(self, deployment: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        hosting.check_deployment(deployment, hosting.num_instances(config))
+        names = _alarm_names(deployment)
+        found = self._alarms.describe(names) if names else {}
+        for name in names:
+            if name not in found:
+                raise ValidationException(f"The alarm {name} of AutoRollbackConfiguration does not exist.")
+            problem = unsupported(found[name])
+            if problem:
+                raise ValidationException(f"The local SageMaker cannot evaluate the alarm {name}: {problem}.")
+
+    def _reserve(self, hosted: Hosted, config: Mapping[str, Any]) -> None:
+        wanted = hosting.num_instances(config)
+        used = sum(each.num_instances for each in self._hosted.values())
+        if used + wanted > self._settings.max_instances:
+            kind = config["ProductionVariants"][0]["InstanceType"]
+            raise ResourceLimitExceeded(
+                f"The account-level service limit '{kind} for endpoint usage' is {self._settings.max_instances} "
+                f"Instances, with current utilization of {used} Instances and a request delta of {wanted} Instances."
+            )
+        hosted.num_instances += wanted
+
+    def _set_in_service(self, hosted: Hosted, fleet: Fleet, *, reason: str | None = None) -> None:
+        now_s = time.time()
+        changes: Record = {
+            "EndpointStatus": "InService",
+            "EndpointConfigName": fleet.config["EndpointConfigName"],
+            "ProductionVariants": fleet.describe(time_s=now_s),
+            "LastModifiedTime": now_s,
+            "PendingDeploymentSummary": None,
+            "FailureReason": reason[:_MAX_REASON] if reason else None,
+            "DataCaptureConfig": _capture_summary(fleet.config),
+        }
+        with self._lock:
+            hosted.num_instances = hosting.num_instances(fleet.config)
+        self._set(hosted.name, changes, only_pending=True)
+
+    def _fail(self, name: str, reason: str) -> None:
+        changes = {"EndpointStatus": "Failed", "FailureReason": reason[:_MAX_REASON], "LastModifiedTime": time.time()}
+        self._set(name, {**changes, "PendingDeploymentSummary": None}, only_pending=True)
+
+    def _set(self, name: str, changes: Mapping[str, Any], *, only_pending: bool = False) -> None:
+        """Sets members of the record, None removes one; with `only_pending` not where it is being deleted."""
+
+        def change(record: Record) -> None:
+            if only_pending and record["EndpointStatus"] == "Deleting":
+                return
+            for member, value in changes.items():
+                record.pop(member, None)
+                if value is not None:
+                    record[member] = value
+
+        self._service.records.update(ENDPOINT, name, change)
+
+    def _get(self, name: str) -> Record:
+        missing = ValidationException(f'Could not find endpoint "{self._service.arn(ENDPOINT, name)}".')
+        return self._service.records.get(ENDPOINT, name, missing=missing)
+
+    def _watch_alarms(self) -> None:
+        """The state of the alarms that endpoints in service name; a deployment looks at its own, and more often."""
+        while not self._closed.wait(self._settings.idle_alarm_interval_s):
+            with self._lock:
+                names = sorted({name for hosted in self._hosted.values() for name in hosted.alarm_names})
+            try:
+                if names:
+                    self._alarms.ringing(names)
+            except (BotoCoreError, ClientError) as error:
+                logger.warning("The alarms could not be evaluated: %s", error)
+
+
+def _alarm_names(deployment: Mapping[str, Any]) -> list[str]:
+    return [alarm["AlarmName"] for alarm in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", ())]
+
+
+def _pending(fleet: Fleet, status: str) -> Answer:
+    now_s = time.time()
+    return {
+        "EndpointConfigName": fleet.config["EndpointConfigName"],
+        "ProductionVariants": fleet.describe(status=status, time_s=now_s),
+        "StartTime": now_s,
+    }
+
+
+def _capture_summary(config: Mapping[str, Any]) -> Answer | None:
+    capture = config.get("DataCaptureConfig")
+    if capture is None:
+        return None
+    is_enabled = bool(capture.get("EnableCapture", True))
+    return {
+        "EnableCapture": is_enabled,
+        "CaptureStatus": "Started" if is_enabled else "Stopped",
+        "CurrentSamplingPercentage": capture["InitialSamplingPercentage"],
+        "DestinationS3Uri": capture["DestinationS3Uri"],
+        "KmsKeyId": capture.get("KmsKeyId", ""),
+    }

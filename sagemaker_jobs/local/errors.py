@@ -8,7 +8,9 @@ ServiceError
 ├── ResourceLimitExceeded
 ├── ConflictException
 ├── ModelError              a model's container answered an invocation with an error
-└── ModelNotReadyException
+├── ModelNotReadyException
+├── ValidationError         ValidationException, as the runtime calls it
+└── ServiceUnavailable      no container of the endpoint is up; boto3 tries again by itself
 """
 
 from collections.abc import Mapping
@@ -60,6 +62,16 @@ class ModelError(ServiceError):
     """`fields`: OriginalStatusCode (int), OriginalMessage, LogStreamArn."""
 
     status = 424
+
+
+class ValidationError(ServiceError):
+    """A wrong InvokeEndpoint request."""
+
+
+class ServiceUnavailable(ServiceError):
+    """No container of the endpoint is up."""
+
+    status = 503
 
 
 class ModelNotReadyException(ServiceError):

@@ -1,8 +1,8 @@
-"""The process behind a `pytorch-inference` image: a model archive's code/inference.py, run by the rules of AWS's toolkit.
+"""The process behind a `pytorch-inference` image: a model archive's code/inference.py, by the rules of AWS's toolkit.
 
-`python -P handlers.py --fd N --model-dir DIR` serves GET /ping and POST /invocations on the listening socket N. Only the
-standard library is imported, so that the process runs in whatever environment the model needs; torch is, where the
-model leaves a function to the defaults.
+`python -P handlers.py --fd N --model-dir DIR` serves GET /ping and POST /invocations on the listening socket N. Only
+the standard library is imported, so that the process runs in whatever environment the model needs; torch is, where
+the model leaves a function to the defaults.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def default_model_fn(model_dir: str) -> Any:
             names = [each.name for each in paths]
             raise ValueError(f"Exactly one .pth or .pt file is required for PyTorch models without model_fn: {names}")
         path = paths[0]
-    return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    return torch.jit.load(str(path), map_location="cpu").eval()
 
 
 def default_input_fn(data: bytes | str, content_type: str) -> Any:
@@ -210,7 +210,7 @@ class _Requests(BaseHTTPRequestHandler):
         if self.path != "/invocations":
             self._send(404, b"", "text/plain")
             return
-        running = self.server.worker.submit(self.server.handlers.answer, body, self.headers)
+        running = self.server.worker.submit(self.server.handlers.answer, body, dict(self.headers))
         # What a model's own code raises can be anything, and is the client's to see; the server goes on.
         error = running.exception()
         if error is not None:

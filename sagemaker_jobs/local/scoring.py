@@ -10,7 +10,7 @@ import socket
 import uvicorn
 
 KEEP_ALIVE_S = 3600
-"""Longer than any pause of the client, which is the local SageMaker: a connection that is kept is never closed on it."""
+"""A connection that the local SageMaker keeps for the next invocation is not closed under its hands."""
 
 
 def main() -> None:

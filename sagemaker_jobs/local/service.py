@@ -15,6 +15,7 @@ from dogbreed_ml.errors import ConfigError
 from sagemaker_jobs.local.application import Application, RequestHandler
 from sagemaker_jobs.local.cloud import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Cloud
 from sagemaker_jobs.local.endpoints import Endpoints
+from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.processes import Processes
 from sagemaker_jobs.local.records import Records
 from sagemaker_jobs.local.training import TrainingJobs
@@ -42,6 +43,7 @@ class Settings:
     """Of each host's output in CloudWatch Logs; of the rest, the end is kept."""
     checkpoint_interval_s: float = 2.0
     """Between two looks at a job's checkpoint folder."""
+    hosting: HostingSettings = field(default_factory=HostingSettings)
     environment: Mapping[str, str] = field(default_factory=dict)
     """What jobs and endpoints may see of the user's environment: PATH and the like, never credentials."""
 

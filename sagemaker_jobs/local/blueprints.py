@@ -1,0 +1,91 @@
+"""From an endpoint config to a fleet that can be started: the models' data fetched, each process planned."""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dogbreed_ml.errors import DataError
+from sagemaker_jobs.local.archives import extract
+from sagemaker_jobs.local.capture import Capture
+from sagemaker_jobs.local.fleets import Fleet, FleetError, Variant
+from sagemaker_jobs.local.hosting import model_source, serving_kind, the_container
+from sagemaker_jobs.local.publishing import CaptureFile, LogStream, Outlet, Publisher, Usage
+from sagemaker_jobs.local.serving import Server, ServingPlan
+
+if TYPE_CHECKING:
+    from sagemaker_jobs.local.service import LocalSageMaker
+
+
+def build_fleet(
+    service: "LocalSageMaker",
+    endpoint_name: str,
+    config: Mapping[str, Any],
+    *,
+    models: Mapping[str, Mapping[str, Any]],
+    publisher: Publisher,
+) -> Fleet:
+    """Fetches and unpacks the models' data; nothing runs yet. `models` are their records by name.
+
+    Raises FleetError where the data cannot be had; then no file is left.
+    """
+    folder = service.root_dir / "endpoints" / endpoint_name / uuid.uuid4().hex[:8]
+    variants = {}
+    try:
+        for variant in config["ProductionVariants"]:
+            container = the_container(models[variant["ModelName"]])
+            model_dir = folder / variant["VariantName"] / "model"
+            _fetch_model(service, container, model_dir)
+            variants[variant["VariantName"]] = _build_variant(
+                service, endpoint_name, config, variant=variant, container=container, model_dir=model_dir
+            )
+    except DataError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise FleetError(f"Failed to download model data: {error}") from error
+    return Fleet(config, folder, variants, publisher)
+
+
+def _fetch_model(service: "LocalSageMaker", container: Mapping[str, Any], model_dir: Path) -> None:
+    uri, is_archive = model_source(container)
+    model_dir.mkdir(parents=True)
+    if not is_archive:
+        objects = service.cloud.prefix_objects(uri)
+        if not objects:
+            raise DataError(f"{uri} has no objects.")
+        service.cloud.fetch_all(objects, model_dir)
+        return
+    archive_path = model_dir.with_name("model.tar.gz")
+    service.cloud.fetch(uri, archive_path)
+    extract(archive_path, model_dir, name=uri)
+    archive_path.unlink()
+
+
+def _build_variant(
+    service: "LocalSageMaker",
+    endpoint_name: str,
+    config: Mapping[str, Any],
+    *,
+    variant: Mapping[str, Any],
+    container: Mapping[str, Any],
+    model_dir: Path,
+) -> Variant:
+    name, num_instances = variant["VariantName"], int(variant["InitialInstanceCount"])
+    plan = ServingPlan(
+        serving_kind(container["Image"]),
+        model_dir,
+        # The server's own address and credentials come last: no request can point a model at the user's account.
+        {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()},
+    )
+    usage = Usage(endpoint_name, name, num_instances=num_instances)
+    outlets: list[Outlet] = [usage]
+    servers = []
+    for _ in range(num_instances):
+        log = LogStream(endpoint_name, f"{name}/i-{uuid.uuid4().hex[:17]}")
+        outlets.append(log)
+        servers.append(Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed))
+    capture = None
+    if config.get("DataCaptureConfig", {}).get("EnableCapture", "DataCaptureConfig" in config):
+        capture = Capture(config["DataCaptureConfig"], endpoint_name, name)
+        outlets.append(CaptureFile(capture, log))
+    return Variant(name, variant["InitialVariantWeight"], container["Image"], servers, usage, capture, outlets)
