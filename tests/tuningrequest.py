@@ -2,6 +2,8 @@
 
 from typing import Any
 
+PROGRAM = {"sagemaker_program": "train.py", "sagemaker_submit_directory": "s3://bucket/code/sourcedir.tar.gz"}
+
 
 def request(config: dict[str, Any] | None = None, definition: dict[str, Any] | None = None, **more: Any) -> Any:
     """`config` replaces members of HyperParameterTuningJobConfig, `definition` of TrainingJobDefinition; None drops."""
@@ -21,12 +23,14 @@ def request(config: dict[str, Any] | None = None, definition: dict[str, Any] | N
         "OutputDataConfig": {"S3OutputPath": "s3://bucket/output"},
         "ResourceConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
         "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-        "StaticHyperParameters": {"epochs": "9"},
     }
+    static = (definition or {}).get("StaticHyperParameters", {"epochs": "9"})
     return {
         "HyperParameterTuningJobName": "tuning",
         "HyperParameterTuningJobConfig": _without_none(default_config | (config or {})),
-        "TrainingJobDefinition": _without_none(default_definition | (definition or {})),
+        "TrainingJobDefinition": _without_none(
+            default_definition | (definition or {}) | {"StaticHyperParameters": PROGRAM | static}
+        ),
         **more,
     }
 

@@ -34,7 +34,7 @@ _RETRYABLE = "InternalServerError"
 class Jobs(Protocol):
     """What the tuner needs of training jobs: three operations, and every value of a metric."""
 
-    def create_training_job(self, params: Row, /) -> Row: ...
+    def create_training_job(self, params: Row, /, *, tuning_job_arn: str | None = None) -> Row: ...
 
     def describe_training_job(self, params: Row, /) -> Row: ...
 
@@ -72,9 +72,10 @@ class Tuner:
     """One tuning job; `step` is called again and again by one thread."""
 
     def __init__(
-        self, plan: TuningPlan, jobs: Jobs, *, save: Callable[[Row], None], clock: Callable[[], float] = time.time
-    ) -> None:
-        self._plan, self._training, self._save, self._clock = plan, jobs, save, clock
+        self, plan: TuningPlan, jobs: Jobs, *, arn: str, save: Callable[[Row], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._plan, self._training, self._arn, self._save, self._clock = plan, jobs, arn, save, clock
         self._strategy = Strategy(plan.search)
         self._jobs: list[_Job] = []
         self._improvement = Improvement(plan.search.maximize)
@@ -169,7 +170,8 @@ class Tuner:
             suggestion = self._strategy.suggest()
             name = f"{self._plan.name}-{suggestion.number + 1:03d}-{secrets.token_hex(4)}"
             try:
-                answer = self._training.create_training_job(self._plan.training_request(name, suggestion.values))
+                request = self._plan.training_request(name, suggestion.values)
+                answer = self._training.create_training_job(request, tuning_job_arn=self._arn)
             except ServiceError as error:
                 self._outcome = "Failed"
                 self._reason = f"The training job {name} was refused: {error.code}: {error.message}"[:1024]

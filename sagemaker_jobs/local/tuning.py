@@ -58,7 +58,7 @@ class TuningJobs:
     def create_hyper_parameter_tuning_job(self, params: Row) -> Row:
         plan = parse_plan(params)
         records, now = self._service.records, time.time()
-        arn = self._service.arn("hyper-parameter-tuning-job", plan.name)
+        arn = self._service.arn(KIND, plan.name)
         record = {
             **params,
             "HyperParameterTuningJobArn": arn,
@@ -190,7 +190,8 @@ class _Runner:
         outcome: Outcome = "Failed"
         reason: str | None = _ENDED_BADLY
         try:
-            tuner = Tuner(self._plan, self._service.training, save=self._save)
+            arn = self._service.arn(KIND, self._plan.name)
+            tuner = Tuner(self._plan, self._service.training, arn=arn, save=self._save)
             found = None
             while found is None and not self._is_abandoned.is_set():
                 found = tuner.step(stop=self._is_stopped.is_set())

@@ -10,6 +10,7 @@ from sagemaker_jobs.local.ranges import num_combinations, parse_ranges
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.stopping import Criteria
 from sagemaker_jobs.local.strategies import Search
+from sagemaker_jobs.local.trainingplan import plan_training
 
 MAX_JOBS, MAX_PARALLEL_JOBS = 750, 100
 """AWS's own default quotas."""
@@ -89,7 +90,9 @@ def parse_plan(params: Mapping[str, Any]) -> TuningPlan:
     )
     # What CreateTrainingJob would refuse later is refused now, where a user sees it.
     first = dict.fromkeys(plan.search.distributions, "0")
-    check_request("sagemaker", "CreateTrainingJob", plan.training_request(_PROBE_NAME, first))
+    probe = plan.training_request(_PROBE_NAME, first)
+    check_request("sagemaker", "CreateTrainingJob", probe)
+    plan_training(probe)
     return plan
 
 

@@ -11,6 +11,8 @@ from sagemaker_jobs.local.tuningplan import parse_plan
 
 Row = dict[str, Any]
 
+ARN = "arn:aws:sagemaker:us-west-2:123456789012:hyper-parameter-tuning-job/tuning"
+
 
 class InstantJobs:
     """Training jobs in memory: each emits one value of its curve a look, and completes with the last one."""
@@ -21,8 +23,9 @@ class InstantJobs:
         self.most_running = 0
         self._jobs: dict[str, Row] = {}
 
-    def create_training_job(self, params: Row, /) -> Row:
+    def create_training_job(self, params: Row, /, *, tuning_job_arn: str | None = None) -> Row:
         check_request("sagemaker", "CreateTrainingJob", params)
+        assert tuning_job_arn == ARN
         number = len(self.requests)
         self.requests.append(params)
         self._jobs[params["TrainingJobName"]] = {"number": number, "status": "InProgress", "epochs": 0}
@@ -85,7 +88,7 @@ def run(
 ) -> tuple[Outcome | None, Row]:
     """Steps until the end, or 200 times; the outcome and the record."""
     saved: list[Row] = []
-    tuner = Tuner(parse_plan(request(config, definition)), jobs, save=saved.append, clock=clock)
+    tuner = Tuner(parse_plan(request(config, definition)), jobs, arn=ARN, save=saved.append, clock=clock)
     for index in range(200):
         outcome = tuner.step(stop=stop_at is not None and index >= stop_at)
         if outcome is not None:
@@ -255,10 +258,10 @@ def test_grid_runs_every_combination() -> None:
 
 def test_refused_training_job_fails_the_tuning_job() -> None:
     class Refusing(InstantJobs):
-        def create_training_job(self, params: Row, /) -> Row:
+        def create_training_job(self, params: Row, /, *, tuning_job_arn: str | None = None) -> Row:
             if len(self.requests) == 2:
                 raise ValidationException("No such image.")
-            return super().create_training_job(params)
+            return super().create_training_job(params, tuning_job_arn=tuning_job_arn)
 
     jobs = Refusing(lambda _: [0.5] * 50)
     outcome, record = run(jobs, limits(9, 4))

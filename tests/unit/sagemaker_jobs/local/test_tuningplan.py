@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from tuningrequest import request
+from tuningrequest import PROGRAM, request
 
 from sagemaker_jobs.local.errors import ResourceLimitExceeded, ServiceError, ValidationException
 from sagemaker_jobs.local.shapes import check_request
@@ -57,7 +57,7 @@ def test_training_request_is_what_create_training_job_takes() -> None:
 
     check_request("sagemaker", "CreateTrainingJob", made)
     assert made["TrainingJobName"] == "tuning-001-0123abcd"
-    assert made["HyperParameters"] == {"epochs": "9", "lr": "0.01", "_tuning_objective_metric": "accuracy"}
+    assert made["HyperParameters"] == {**PROGRAM, "epochs": "9", "lr": "0.01", "_tuning_objective_metric": "accuracy"}
     assert made["CheckpointConfig"] == {
         "S3Uri": "s3://bucket/checkpoints/tuning-001-0123abcd",
         "LocalPath": "/opt/ml/checkpoints",
@@ -103,6 +103,12 @@ def test_limits_other_than_a_number_of_jobs_leave_the_quota() -> None:
     assert plan({"ResourceLimits": limits, **criteria}).search.num_jobs == 750
 
 
+def algorithm(**metric: str) -> dict[str, Any]:
+    """The default AlgorithmSpecification with another metric definition."""
+    given = request()["TrainingJobDefinition"]["AlgorithmSpecification"]
+    return {**given, "MetricDefinitions": [{"Name": "accuracy", **metric}]}
+
+
 LIMITS = {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
 
 
@@ -142,6 +148,8 @@ LIMITS = {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
         ({"ResourceLimits": {"MaxParallelTrainingJobs": 1}}, {}, {}, "must have MaxNumberOfTrainingJobs"),
         ({}, {"ResourceConfig": None}, {}, "one of ResourceConfig and HyperParameterTuningResourceConfig"),
         ({}, {"OutputDataConfig": {"S3OutputPath": "bucket"}}, {}, "outputDataConfig.s3OutputPath"),
+        ({}, {"AlgorithmSpecification": algorithm(Regex="accuracy=(")}, {}, "Invalid regex 'accuracy=\\('"),
+        ({}, {"AlgorithmSpecification": algorithm(Regex="accuracy")}, {}, "no capturing group"),
     ],
 )
 def test_wrong_requests_are_refused(
