@@ -152,7 +152,10 @@ class Cloud:
         """Appends (epoch seconds, text) lines, oldest first, in batches of the size that the service takes."""
         for batch in _batches(lines):
             events = [{"timestamp": int(time_s * 1000), "message": text or " "} for time_s, text in batch]
-            self.logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
+            try:
+                self.logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
+            except (BotoCoreError, ClientError) as error:
+                raise DataError(f"{group}/{stream} cannot be written: {error}.") from error
 
     def create_log_stream(self, group: str, stream: str) -> None:
         for create, names in (
@@ -173,7 +176,10 @@ class Cloud:
                 }
                 for each in metrics[start : start + _MAX_DATA]
             ]  # fmt: skip
-            self.cloudwatch.put_metric_data(Namespace=namespace, MetricData=data)
+            try:
+                self.cloudwatch.put_metric_data(Namespace=namespace, MetricData=data)
+            except (BotoCoreError, ClientError) as error:
+                raise DataError(f"Metrics of {namespace} cannot be written: {error}.") from error
 
     def _client(self, service: str) -> Any:
         config = Config(retries={"mode": "standard"}, max_pool_connections=4 * NUM_PARALLEL)

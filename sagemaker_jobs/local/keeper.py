@@ -2,9 +2,9 @@
 
 Run as a script, with nothing but the standard library: `python -I -S keeper.py FD COMMAND...`. FD is a socket to the
 server: the keeper writes one JSON line {"pid": N} when the command runs and one {"code": N} when it has ended (where
-negative, the signal that ended it); it reads single bytes, T for SIGTERM to the command's group and K for SIGKILL to all of its
-processes. The end of the socket means that the server is gone, and is a K. On Linux the keeper is the reaper of
-whatever the command leaves behind, in whatever session, and the command dies with its keeper.
+negative, the signal that ended it); it reads single bytes, T for SIGTERM to the command's group and K for SIGKILL to
+all of its processes. The end of the socket means that the server is gone, and is a K. On Linux the keeper is the
+reaper of whatever the command leaves behind, in whatever session, and the command dies with its keeper.
 """
 
 import contextlib

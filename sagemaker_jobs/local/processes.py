@@ -42,7 +42,8 @@ class Process:
             try:
                 self._keeper = subprocess.Popen(
                     keeper, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=stdout,
-                    stderr=subprocess.STDOUT, bufsize=0, start_new_session=True, pass_fds=[keeper_end.fileno(), *pass_fds],
+                    stderr=subprocess.STDOUT, bufsize=0, start_new_session=True,
+                    pass_fds=[keeper_end.fileno(), *pass_fds],
                 )  # fmt: skip
             except BaseException:
                 self._control.close()
@@ -134,15 +135,23 @@ class Processes:
         environment: Mapping[str, str],
         output: Callable[[bytes], None] | Path,
         pass_fds: Sequence[int] = (),
+        on_end: Callable[[Process], None] | None = None,
     ) -> Process:
         """Starts `command` with exactly this environment, stdout and stderr together to a file (appended) or callback.
 
         The callback runs in the command's own thread, with chunks of at most 1 MiB that break lines anywhere; what it
-        raises ends the command. A command that cannot be started ends with 127 or 126, with the reason in its output. Of this process's open files it gets `pass_fds` alone.
+        raises ends the command. A command that cannot be started ends with 127 or 126, with the reason in its output.
+        Of this process's open files it gets `pass_fds` alone. `on_end` is called once, from the command's own thread,
+        when nothing of it is left.
         """
-        process = Process(
-            command, cwd=cwd, environment=environment, output=output, pass_fds=pass_fds, on_end=self._forget
-        )
+
+        def ended(process: Process) -> None:
+            with self._lock:
+                self._running.discard(process)
+            if on_end:
+                on_end(process)
+
+        process = Process(command, cwd=cwd, environment=environment, output=output, pass_fds=pass_fds, on_end=ended)
         with self._lock:
             if process.is_running:
                 self._running.add(process)
@@ -160,7 +169,3 @@ class Processes:
             process.kill()
         for process in running:
             process.join()
-
-    def _forget(self, process: Process) -> None:
-        with self._lock:
-            self._running.discard(process)

@@ -109,7 +109,10 @@ class LocalSageMaker:
         self.cloud = Cloud(self.url, self.settings.region)
         for area in (self.training, self.tuning, self.endpoints):
             area.recover()
-        self._thread = threading.Thread(target=self._server.serve_forever, name="sagemaker-local", daemon=True)
+        # Looks 50 times a second whether it shall end.
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name="sagemaker-local", daemon=True
+        )
         self._thread.start()
         self.cloud.warm_up()
         for area in (self.training, self.tuning, self.endpoints):

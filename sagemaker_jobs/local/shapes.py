@@ -112,7 +112,7 @@ def _string_errors(shape: Shape, value: str, path: str) -> Iterator[str]:
     yield from _length_errors(shape, value, path)
     pattern = shape.metadata.get("pattern")
     # AWS matches the whole value, whether or not the pattern has anchors.
-    if pattern and not _compiled(pattern).fullmatch(value):
+    if pattern and (compiled := _compiled(pattern)) and not compiled.fullmatch(value):
         yield _render(value, path, f"Member must satisfy regular expression pattern: {pattern}")
     if shape.enum and value not in shape.enum:
         yield _render(value, path, f"Member must satisfy enum value set: [{', '.join(shape.enum)}]")
@@ -171,6 +171,10 @@ def _render(value: Any, path: str, constraint: str) -> str:
 
 
 @cache
-def _compiled(pattern: str) -> regex.Pattern[str]:
-    # Java's possessive and \p{...} forms are regex's too, and not those of re.
-    return regex.compile(pattern)
+def _compiled(pattern: str) -> "regex.Pattern[str] | None":
+    # Java's possessive and \p{...} forms are regex's too, and not those of re. A few patterns of the model lack a
+    # bracket (AlgorithmName's `[a-zA-Z0-9-)`) and check nothing.
+    try:
+        return regex.compile(pattern)
+    except regex.error:
+        return None
