@@ -65,6 +65,7 @@ class TrainingJobs:
     def start(self) -> None:
         self.tmp_dir = Path(tempfile.mkdtemp(prefix="sagemaker-"))
         # So that the next server on this folder finds what a killed one left in the system's folder.
+        self._tmp_link.parent.mkdir(parents=True, exist_ok=True)
         self._tmp_link.symlink_to(self.tmp_dir)
         self.pump.start()
 
