@@ -1,9 +1,11 @@
 """Endpoints of the local SageMaker through plain boto3: real processes behind them, answers and errors as AWS's."""
 
+import importlib.util
 import json
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -187,7 +189,7 @@ def test_model_data_that_cannot_be_had_fails_the_endpoint(
     client.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
     description = client.settled(name)
     assert description["EndpointStatus"] == "Failed"
-    assert description["FailureReason"].startswith("Failed to download model data")
+    assert description["FailureReason"].startswith("The model could not be prepared: ")
     assert reason in description["FailureReason"]
     assert not list(root_dir.rglob("escaped.txt"))
 
@@ -404,3 +406,31 @@ def test_server_that_ends_leaves_no_process_and_a_failed_endpoint(tmp_path: Path
         assert "has ended" in description["FailureReason"]
         client.delete("orphan")
         assert client.deploy("orphan-2")["EndpointStatus"] == "InService"
+
+
+def test_requirements_of_a_model_are_installed_for_it_alone(client: Client, tmp_path: Path) -> None:
+    package = tmp_path / "tiny-1.0-py3-none-any.whl"
+    _write_wheel(package, "tiny_requirement", "ANSWER = 'installed'\n")
+    code = """
+import os, sys, tiny_requirement
+def model_fn(model_dir): return tiny_requirement.ANSWER
+def transform_fn(model, body, content_type, accept): return model, accept
+"""
+    archive = pack({"code/inference.py": code, "code/requirements.txt": f"{package}\n"})
+    client.s3.put_object(Bucket=BUCKET, Key="requires.tar.gz", Body=archive)
+    container = {"Image": PYTORCH, "ModelDataUrl": f"s3://{BUCKET}/requires.tar.gz"}
+    client.sagemaker.create_model(ModelName="requires", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    client.create_config("requires", "requires")
+    client.sagemaker.create_endpoint(EndpointName="requires", EndpointConfigName="requires")
+    assert "FailureReason" not in client.settled("requires")
+    assert client.invoke("requires") == b"installed"
+    assert importlib.util.find_spec("tiny_requirement") is None
+
+
+def _write_wheel(path: Path, module: str, code: str) -> None:
+    info = "tiny-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{module}.py", code)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
