@@ -58,8 +58,13 @@ def main(control_fd: int, command: list[str]) -> int:
 
 def _start(command: list[str]) -> int:
     keeper_pid = os.getpid()
+    # Closed by exec: a SIGTERM before it would find no group yet, or one that ignores it, and be lost.
+    began, begins = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(begins)
+        os.read(began, 1)
+        os.close(began)
         return pid
     try:
         os.setsid()
