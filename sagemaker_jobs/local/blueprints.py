@@ -1,5 +1,6 @@
 """From an endpoint config to a fleet that can be started: the models' data fetched, each process planned."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ def build_fleet(
             )
     except DataError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise FleetError(f"Failed to download model data: {error}") from error
+        raise FleetError(f"The model could not be prepared: {error}") from error
     return Fleet(config, folder, variants, publisher)
 
 
@@ -71,21 +72,25 @@ def _build_variant(
     model_dir: Path,
 ) -> Variant:
     name, num_instances = variant["VariantName"], int(variant["InitialInstanceCount"])
-    plan = ServingPlan(
-        serving_kind(container["Image"]),
-        model_dir,
-        # The server's own address and credentials come last: no request can point a model at the user's account.
-        {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()},
+    kind = serving_kind(container["Image"])
+    logs = [LogStream(endpoint_name, f"{name}/i-{uuid.uuid4().hex[:17]}") for _ in range(num_instances)]
+    # The server's own address and credentials come last: no request can point a model at the user's account.
+    variables = {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()}
+    requirements = model_dir / "code" / "requirements.txt"
+    is_required = kind == "handlers" and requirements.is_file() and service.settings.requirements == "install"
+    environment = service.training.environments.build(
+        model_dir.with_name("environment"),
+        requirements=requirements if is_required else None,
+        environment=variables,
+        output=logs[0].feed,
     )
+    variables["PATH"] = environment.search_path(variables.get("PATH", os.defpath))
+    plan = ServingPlan(kind, model_dir, variables, environment.python)
+    servers = [Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed) for log in logs]
     usage = Usage(endpoint_name, name, num_instances=num_instances)
-    outlets: list[Outlet] = [usage]
-    servers = []
-    for _ in range(num_instances):
-        log = LogStream(endpoint_name, f"{name}/i-{uuid.uuid4().hex[:17]}")
-        outlets.append(log)
-        servers.append(Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed))
+    outlets: list[Outlet] = [usage, *logs]
     capture = None
     if config.get("DataCaptureConfig", {}).get("EnableCapture", "DataCaptureConfig" in config):
         capture = Capture(config["DataCaptureConfig"], endpoint_name, name)
-        outlets.append(CaptureFile(capture, log))
+        outlets.append(CaptureFile(capture, logs[0]))
     return Variant(name, variant["InitialVariantWeight"], container["Image"], servers, usage, capture, outlets)

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,13 +33,13 @@ class ServingPlan:
     model_dir: Path
     environment: Mapping[str, str]
     """The whole environment of the process."""
-    python: str = sys.executable
-    """The interpreter; another one where the model brings requirements of its own."""
+    python: Path
+    """An interpreter of the variant's own: what a model installs does not reach the one that runs the server."""
 
     def build_command(self, fd: int) -> list[str]:
         """The command that serves the model on the listening socket `fd`."""
         # -P: the scripts' own folder must not shadow what a model's code imports.
-        start = [self.python, "-u", "-P"]
+        start = [str(self.python), "-u", "-P"]
         if self.kind == "mlflow":
             return [*start, str(Path(__file__).with_name("scoring.py")), "--fd", str(fd)]
         command = [*start, str(Path(__file__).with_name("handlers.py")), "--fd", str(fd)]
