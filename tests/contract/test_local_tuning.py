@@ -228,7 +228,7 @@ def test_early_stopping_stops_a_job_that_lags_behind(tuning: Tuning) -> None:
     made = tuning_request(
         "median",
         tuning.program,
-        static={"epochs": "6", "pause": "0.05"},
+        static={"epochs": "6"},
         config={
             "Strategy": "Grid", "ParameterRanges": shift, "TrainingJobEarlyStoppingType": "Auto", "RandomSeed": 5,
             "ResourceLimits": {"MaxParallelTrainingJobs": 1},
