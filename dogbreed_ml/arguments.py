@@ -28,7 +28,7 @@ from dogbreed_ml.config import (
 from dogbreed_ml.config_file import SECTIONS, field_types, load_config_file, suggest
 from dogbreed_ml.errors import ConfigError
 
-Verb = Literal["data", "train", "tune", "predict", "ui"]
+Verb = Literal["data", "train", "tune", "predict", "ui", "sagemaker-local"]
 
 VERBS: dict[Verb, str] = {
     "data": "fetch, check and describe a data set",
@@ -36,6 +36,7 @@ VERBS: dict[Verb, str] = {
     "tune": "a search: parent run, child per trial, best refit, registered as challenger",
     "predict": "image files -> breeds, from a checkpoint or a model version",
     "ui": "the MLflow UI on this project's store",
+    "sagemaker-local": "a SageMaker on this machine: start, stop, status, logs of a job",
 }
 
 EXAMPLES: dict[Verb, str] = {
@@ -44,6 +45,7 @@ EXAMPLES: dict[Verb, str] = {
     "tune": "dogbreed tune --config experiments/dogs-folder.yaml --data.path photographs --search.num_trials 40",
     "predict": "dogbreed predict --model models:/quickstart-resnet50@challenger rex.jpg",
     "ui": "dogbreed ui --port 5001",
+    "sagemaker-local": 'eval "$(dogbreed sagemaker-local start)"',
 }
 
 CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune")
@@ -51,6 +53,7 @@ CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune")
 _USAGES: dict[Verb, str] = {
     "predict": "(--checkpoint FILE | --model URI) IMAGE [IMAGE ...] [--json]",
     "ui": "[--host HOST] [--port PORT]",
+    "sagemaker-local": "(start [--host HOST] [--port PORT] [--foreground] | stop | status | logs JOB) [--json]",
 }
 _DIMENSIONS: dict[str, type[Dimension]] = {
     "float": FloatDimension,
@@ -77,6 +80,13 @@ class Command:
     model: str | None = None
     host: str = "127.0.0.1"
     port: int = 5000
+    action: str = ""
+    """Of sagemaker-local: start, stop, status or logs."""
+    job: str | None = None
+    foreground: bool = False
+    num_parallel_jobs: int | None = None
+    stop_grace_s: float = 120.0
+    skip_requirements: bool = False
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -150,6 +160,8 @@ def _to_command(verb: Verb, values: dict[str, Any]) -> Command:
         if missing := [str(path) for path in values["images"] if not path.is_file()]:
             raise ConfigError(f"predict takes image files, and there is none at {', '.join(missing)}.")
         values["checkpoint"] = Path(values["checkpoint"]) if values["checkpoint"] else None
+    if verb == "sagemaker-local" and (values["action"] == "logs") != (values["job"] is not None):
+        raise ConfigError("sagemaker-local logs needs the name of a job, and only logs takes one.")
     if values["verbose"] and values["quiet"]:
         raise ConfigError("--verbose and --quiet exclude each other; give one of them.")
     return Command(verb=verb, config=config, **values)
@@ -213,6 +225,8 @@ def _build_parser(verb: Verb) -> Any:
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
         parser.add_argument("--checkpoint", metavar="FILE", help="a checkpoint of this project")
         parser.add_argument("--model", metavar="URI", help="a logged model: models:/NAME/VERSION or models:/NAME@ALIAS")
+    if verb == "sagemaker-local":
+        _add_sagemaker_local_flags(parser)
     if verb == "ui":
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
         parser.add_argument("--port", type=int, default=5000, help="the port to listen on")
@@ -225,6 +239,17 @@ def _build_parser(verb: Verb) -> Any:
         parser.add_argument("--config", metavar="FILE", help="the experiment's YAML; flags win over it")
         _add_config_flags(parser)
     return parser
+
+
+def _add_sagemaker_local_flags(parser: Any) -> None:
+    parser.add_argument("action", choices=("start", "stop", "status", "logs"), metavar="ACTION", help="what to do")
+    parser.add_argument("job", nargs="?", metavar="JOB", help="the training job whose logs are meant")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; others reach it if not loopback")
+    parser.add_argument("--port", type=int, default=5005, help="the port to listen on; 0 takes any")
+    parser.add_argument("--foreground", action="store_true", help="stay, until Ctrl-C, with the log on stderr")
+    parser.add_argument("--num_parallel_jobs", type=int, help="training jobs that run at once; default the cores")
+    parser.add_argument("--stop_grace_s", type=float, default=120.0, help="seconds from SIGTERM to SIGKILL")
+    parser.add_argument("--skip_requirements", action="store_true", help="install no job's requirements.txt")
 
 
 def _render_usage(verb: Verb) -> str:
@@ -271,7 +296,7 @@ def _render_error(message: str, verb: Verb) -> str:
         return f"{argument} is not a flag of dogbreed {verb}{suggest(argument.lstrip('-'), known, prefix='--')}"
     if match := re.match(r"argument (\S+): expected (?:one|at least one) argument", message):
         return f"{match[1].partition('/')[0]} needs a value."
-    types = field_types() if config_flags else {"port": int}
+    types = field_types() if config_flags else {"port": int, "num_parallel_jobs": int, "stop_grace_s": float}
     return _render_type_error(message, types)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dogbreed_ml.serve import Prediction
 
 _logger = logging.getLogger("dogbreed_ml")
+_LOGGERS = (_logger, logging.getLogger("sagemaker_jobs"))
 
 DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -81,6 +82,8 @@ def _answer(command: Command, arguments: Sequence[str]) -> str:
 
 
 def _run_verb(command: Command, context: "Context") -> Answer:
+    if command.verb == "sagemaker-local":
+        return _run_sagemaker_local(command, context)
     # Here, not at the top: torch alone takes 2 s, which --help and a wrong flag need not wait for.
     from dogbreed_ml import pipeline
 
@@ -94,6 +97,24 @@ def _run_verb(command: Command, context: "Context") -> Answer:
         return pipeline.tune(command.config, context=context)
     model = str(command.checkpoint or command.model)
     return _Predictions(command.images, pipeline.predict(command.images, model=model, context=context))
+
+
+def _run_sagemaker_local(command: Command, context: "Context") -> Answer:
+    from sagemaker_jobs.local import command as sagemaker_local
+
+    if command.action == "start":
+        options = sagemaker_local.Options(
+            host=command.host, port=command.port, num_parallel_jobs=command.num_parallel_jobs,
+            stop_grace_s=command.stop_grace_s, skip_requirements=command.skip_requirements,
+        )  # fmt: skip
+        if command.foreground:
+            sagemaker_local.serve(context.project_dir, options, context.environment)
+        return sagemaker_local.start(context.project_dir, options, context.environment)
+    if command.action == "stop":
+        return sagemaker_local.stop(context.project_dir)
+    if command.action == "status":
+        return sagemaker_local.status(context.project_dir)
+    return sagemaker_local.logs(context.project_dir, str(command.job))
 
 
 def _exec_ui(command: Command, context: "Context") -> NoReturn:
@@ -117,8 +138,9 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
 
     console = Console(file=sys.stderr)
     handler = _log_handler(console, names_level=command.verbose)
-    _logger.addHandler(handler)
-    _logger.setLevel(logging.DEBUG if command.verbose else logging.WARNING if command.quiet else logging.INFO)
+    for logger in _LOGGERS:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if command.verbose else logging.WARNING if command.quiet else logging.INFO)
     try:
         yield Context(
             project_dir=Path.cwd(),
@@ -130,8 +152,9 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
         _logger.debug("The error's origin:", exc_info=error)
         raise
     finally:
-        _logger.removeHandler(handler)
-        _logger.setLevel(logging.NOTSET)
+        for logger in _LOGGERS:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
 
 
 def _log_handler(console: "Console", *, names_level: bool) -> logging.Handler:

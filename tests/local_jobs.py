@@ -19,12 +19,13 @@ ENDED = ("Completed", "Failed", "Stopped")
 REGION = "us-west-2"
 
 
+# One for all tests: each session reads and parses SageMaker's model anew, 0.3 s.
+_SESSION = boto3.session.Session(aws_access_key_id="testing", aws_secret_access_key="testing")
+
+
 def make_client(server: LocalSageMaker, service: str = "sagemaker") -> Any:
     environment = server.client_environment()
-    return boto3.client(
-        service, endpoint_url=server.url, region_name=environment["AWS_DEFAULT_REGION"],
-        aws_access_key_id="testing", aws_secret_access_key="testing",
-    )  # fmt: skip
+    return _SESSION.client(service, endpoint_url=server.url, region_name=environment["AWS_DEFAULT_REGION"])
 
 
 def make_bucket(server: LocalSageMaker, name: str = BUCKET) -> None:

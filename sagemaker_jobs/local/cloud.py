@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -181,13 +182,21 @@ class Cloud:
             except (BotoCoreError, ClientError) as error:
                 raise DataError(f"Metrics of {namespace} cannot be written: {error}.") from error
 
+    @cached_property
+    def _session(self) -> Any:
+        # No profile and no file of the user's: neither may lead these clients anywhere else.
+        nowhere: dict[str, tuple[None, None, str | None, None]] = {"profile": (None, None, None, None)}
+        nowhere |= dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+        return boto3.session.Session(
+            aws_access_key_id=ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region,
+            botocore_session=botocore.session.Session(session_vars=nowhere),
+        )  # fmt: skip
+
     def _client(self, service: str) -> Any:
-        config = Config(retries={"mode": "standard"}, max_pool_connections=4 * NUM_PARALLEL)
+        config = Config(retries={"mode": "standard"}, max_pool_connections=4 * NUM_PARALLEL, proxies={})
+        # A session makes one client at a time.
         with self._lock:
-            session = boto3.session.Session(
-                aws_access_key_id=ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region
-            )
-            return session.client(service, endpoint_url=self.url, config=config)
+            return self._session.client(service, endpoint_url=self.url, config=config)
 
     def _map(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
         if len(items) < 2:

@@ -28,6 +28,8 @@ MAX_SAMPLES = 20_000
 """Of one host in CloudWatch; the final values still follow the output after it."""
 MAX_LINES = 100_000
 _TAIL_BYTES = 64 * 1024
+# Characters; in UTF-8 none takes more than four bytes.
+_PIECE = MAX_LINE_BYTES // 4
 _MATCH_TIMEOUT_S = 0.1
 _FLUSH_INTERVAL_S = 0.2
 
@@ -89,12 +91,7 @@ class HostLog:
             self._partial = data[cut:]
             if not cut:
                 return
-            whole = data[:cut]
-            if self._is_full and not self._metrics:
-                self._drop(whole)
-                return
-            for line in whole.decode("utf-8", errors="replace").splitlines():
-                self._take(line, now)
+            self._take(data[:cut], now)
 
     def say(self, line: str) -> None:
         """A line of the service's own among the output."""
@@ -133,20 +130,28 @@ class HostLog:
             self._file.close()
         self.flush()
 
-    @property
     def _is_full(self) -> bool:
         return self._left_bytes <= 0 or self._left_lines <= 0
 
-    def _take(self, line: str, now: float) -> None:
+    def _take(self, data: bytes, now: float) -> None:
+        """Whole lines: all of them are searched, and kept as long as there is room."""
+        if self._is_full() and not self._metrics:
+            self._drop(data)
+            return
+        lines = data.decode("utf-8", errors="replace").split("\n")[: -1 if data.endswith(b"\n") else None]
         if self._metrics:
-            self._search(line, now)
-        for start in range(0, len(line) or 1, MAX_LINE_BYTES // 4):
-            piece = line[start : start + MAX_LINE_BYTES // 4]
-            if self._is_full:
-                self._drop(f"{piece}\n".encode())
-            else:
-                self._keep(piece, now)
-                self._tail = (self._tail + f"{piece}\n".encode())[-_TAIL_BYTES:]
+            for line in lines:
+                self._search(line, now)
+        if self._is_full():
+            self._drop(data)
+            return
+        for number, line in enumerate(lines):
+            if self._is_full():
+                self._drop("\n".join([*lines[number:], ""]).encode())
+                return
+            for start in range(0, len(line) or 1, _PIECE):
+                self._keep(line[start : start + _PIECE], now)
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
 
     def _keep(self, line: str, now: float) -> None:
         self._left_bytes -= len(line.encode()) + 1

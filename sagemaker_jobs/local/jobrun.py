@@ -186,9 +186,7 @@ class JobRun:
             else:
                 raise DataError(f"sagemaker_submit_directory {self.plan.submit_directory} must be an s3:// archive.")
             if not (host.code_dir / self.plan.program).is_file():
-                raise DataError(
-                    f"{self.plan.submit_directory} has no {self.plan.program}, which sagemaker_program names."
-                )
+                raise DataError(f"{self.plan.submit_directory} has no {self.plan.program} (sagemaker_program).")
 
     def _checkpoints(self, hosts: list[Host]) -> CheckpointSync | None:
         if not self.plan.checkpoints:
