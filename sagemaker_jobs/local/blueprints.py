@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from sagemaker_jobs.local.archives import extract
 from sagemaker_jobs.local.capture import Capture
 from sagemaker_jobs.local.fleets import Fleet, FleetError, Variant
 from sagemaker_jobs.local.hosting import model_source, serving_kind, the_container
+from sagemaker_jobs.local.processes import Process
 from sagemaker_jobs.local.publishing import CaptureFile, LogStream, Outlet, Publisher, Usage
 from sagemaker_jobs.local.serving import Server, ServingPlan
 
@@ -26,10 +27,12 @@ def build_fleet(
     *,
     models: Mapping[str, Mapping[str, Any]],
     publisher: Publisher,
+    watch: Callable[[Process], None],
 ) -> Fleet:
     """Fetches and unpacks the models' data; nothing runs yet. `models` are their records by name.
 
-    Raises FleetError where the data cannot be had; then no file is left.
+    `watch` is handed the process that installs a model's requirements.
+    Raises FleetError where data or requirements cannot be had; then no file is left.
     """
     folder = service.root_dir / "endpoints" / endpoint_name / uuid.uuid4().hex[:8]
     variants = {}
@@ -39,8 +42,9 @@ def build_fleet(
             model_dir = folder / variant["VariantName"] / "model"
             _fetch_model(service, container, model_dir)
             variants[variant["VariantName"]] = _build_variant(
-                service, endpoint_name, config, variant=variant, container=container, model_dir=model_dir
-            )
+                service, endpoint_name, config, variant=variant, container=container, model_dir=model_dir,
+                publisher=publisher, watch=watch,
+            )  # fmt: skip
     except DataError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise FleetError(f"The model could not be prepared: {error}") from error
@@ -70,6 +74,8 @@ def _build_variant(
     variant: Mapping[str, Any],
     container: Mapping[str, Any],
     model_dir: Path,
+    publisher: Publisher,
+    watch: Callable[[Process], None],
 ) -> Variant:
     name, num_instances = variant["VariantName"], int(variant["InitialInstanceCount"])
     kind = serving_kind(container["Image"])
@@ -78,12 +84,18 @@ def _build_variant(
     variables = {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()}
     requirements = model_dir / "code" / "requirements.txt"
     is_required = kind == "handlers" and requirements.is_file() and service.settings.requirements == "install"
-    environment = service.training.environments.build(
-        model_dir.with_name("environment"),
-        requirements=requirements if is_required else None,
-        environment=variables,
-        output=logs[0].feed,
-    )
+    try:
+        environment = service.training.environments.build(
+            model_dir.with_name("environment"),
+            requirements=requirements if is_required else None,
+            environment=variables,
+            output=logs[0].feed,
+            watch=watch,
+        )
+    except DataError:
+        # pip's own words, which are all that says why.
+        publisher.remove(*logs)
+        raise
     variables["PATH"] = environment.search_path(variables.get("PATH", os.defpath))
     plan = ServingPlan(kind, model_dir, variables, environment.python)
     servers = [Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed) for log in logs]

@@ -13,6 +13,7 @@ from dogbreed_ml.errors import DogbreedError
 from sagemaker_jobs.local.alarms import AlarmClock
 from sagemaker_jobs.local.fleets import Fleet, Traffic
 from sagemaker_jobs.local.hosting import canary_share, num_instances
+from sagemaker_jobs.local.processes import Process
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,19 @@ class Hosted:
     num_instances: int = 0
     """Of all fleets, those to come included."""
     alarm_names: Sequence[str] = ()
+    _helper: Process | None = None
+
+    def watch(self, process: Process) -> None:
+        """A process that a deployment waits for, such as pip; `stop` ends it."""
+        self._helper = process
+        if self.cancelled.is_set():
+            process.kill()
 
     def stop(self) -> None:
         """Ends the deployment and every process; may be called from several threads."""
         self.cancelled.set()
+        if self._helper is not None:
+            self._helper.kill()
         self.traffic.settle(None)
         thread = self.thread
         while True:

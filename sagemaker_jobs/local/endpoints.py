@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,21 +16,15 @@ from sagemaker_jobs.local.alarms import AlarmClock, unsupported
 from sagemaker_jobs.local.blueprints import build_fleet
 from sagemaker_jobs.local.catalog import Catalog
 from sagemaker_jobs.local.deployments import Cancelled, Hosted, Rollout
-from sagemaker_jobs.local.errors import ResourceInUse, ResourceLimitExceeded, ValidationError, ValidationException
+from sagemaker_jobs.local.endpointrecords import EndpointRecords
+from sagemaker_jobs.local.errors import ResourceLimitExceeded, ValidationError, ValidationException
 from sagemaker_jobs.local.fleets import Fleet
-from sagemaker_jobs.local.listing import select
 from sagemaker_jobs.local.publishing import Publisher
-from sagemaker_jobs.local.records import Record
-from sagemaker_jobs.local.shapes import answer_members
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker
 
 logger = logging.getLogger(__name__)
-
-ENDPOINT = "endpoint"
-_MAX_REASON = 1024
-_ENDED = "The local SageMaker that ran this endpoint has ended."
 
 Answer = dict[str, Any]
 
@@ -45,6 +38,7 @@ class Endpoints:
         self._hosted: dict[str, Hosted] = {}
         self._lock = threading.RLock()
         self._closed = threading.Event()
+        self._records = EndpointRecords(service)
         catalog = self._catalog = Catalog(service)
         self.create_model, self.describe_model = catalog.create_model, catalog.describe_model
         self.list_models, self.delete_model = catalog.list_models, catalog.delete_model
@@ -55,11 +49,7 @@ class Endpoints:
 
     def recover(self) -> None:
         """Marks the endpoints of the server before as Failed, and finishes the deletions that it had begun."""
-        for record in self._service.records.list(ENDPOINT):
-            if record["EndpointStatus"] == "Deleting":
-                self._service.records.delete(ENDPOINT, record["EndpointName"])
-            elif record["EndpointStatus"] != "Failed":
-                self._fail(record["EndpointName"], _ENDED)
+        self._records.recover()
 
     def start(self) -> None:
         """Starts the threads that write metrics and look at alarms."""
@@ -89,42 +79,27 @@ class Endpoints:
         config = self._catalog.get_config(params["EndpointConfigName"])
         deployment = params.get("DeploymentConfig", {})
         self._check_deployment(deployment, config)
-        arn, now_s = self._service.arn(ENDPOINT, name), time.time()
-        record = {
-            "EndpointName": name, "EndpointArn": arn, "EndpointConfigName": config["EndpointConfigName"],
-            "EndpointStatus": "Creating", "CreationTime": now_s, "LastModifiedTime": now_s,
-        }  # fmt: skip
-        if deployment:
-            record["LastDeploymentConfig"] = deployment
         with self._lock:
             hosted = Hosted(name, alarm_names=_alarm_names(deployment))
-            if self._service.records.exists(ENDPOINT, name):
-                raise ValidationException(f'Cannot create already existing endpoint "{arn}".')
+            self._records.require_free(name)
             self._reserve(hosted, config)
             rollout = self._rollout(hosted, config)
-            try:
-                self._service.records.create(ENDPOINT, name, record)
-            except ResourceInUse as error:
-                raise ValidationException(f'Cannot create already existing endpoint "{arn}".') from error
+            arn = self._records.create(name, config["EndpointConfigName"], deployment)
             self._hosted[name] = hosted
-            self._launch(hosted, partial(self._create, hosted, config, rollout))
+            self._launch(hosted, partial(self._create, hosted, rollout))
         return {"EndpointArn": arn}
 
     def describe_endpoint(self, params: Answer) -> Answer:
-        members = answer_members("sagemaker", "DescribeEndpoint")
-        return {member: value for member, value in self._get(params["EndpointName"]).items() if member in members}
+        return self._records.get(params["EndpointName"])
 
     def list_endpoints(self, params: Answer) -> Answer:
-        records = self._service.records.list(ENDPOINT)
-        rows, token = select(records, params, name="EndpointName", status="EndpointStatus")
-        members = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
-        return {"Endpoints": [{member: row[member] for member in members} for row in rows], **token}
+        return self._records.list(params)
 
     def update_endpoint(self, params: Answer) -> Answer:
         name = params["EndpointName"]
         config = self._catalog.get_config(params["EndpointConfigName"])
         with self._lock:
-            record = self._get(name)
+            record = self._records.get(name)
             hosted = self._hosted.get(name)
             if record["EndpointStatus"] != "InService" or hosted is None or hosted.traffic.fleet is None:
                 raise ValidationException(
@@ -140,20 +115,17 @@ class Endpoints:
             self._reserve(hosted, config)
             rollout = self._rollout(hosted, config)
             hosted.alarm_names = _alarm_names(deployment)
-            changes = {"EndpointStatus": "Updating", "LastModifiedTime": time.time(), "FailureReason": None}
-            if deployment:
-                changes["LastDeploymentConfig"] = deployment
-            self._set(name, changes)
-            self._launch(hosted, partial(self._update, hosted, config, rollout, deployment))
+            self._records.begin(name, "Updating", deployment)
+            self._launch(hosted, partial(self._update, hosted, rollout, deployment))
         return {"EndpointArn": record["EndpointArn"]}
 
     def delete_endpoint(self, params: Answer) -> Answer:
         name = params["EndpointName"]
         with self._lock:
-            record = self._get(name)
+            record = self._records.get(name)
             if record["EndpointStatus"] == "Deleting":
                 return {}
-            self._set(name, {"EndpointStatus": "Deleting", "LastModifiedTime": time.time()})
+            self._records.begin(name, "Deleting")
             hosted = self._hosted.get(name) or Hosted(name)
             hosted.cancelled.set()
             hosted.deleter = threading.Thread(
@@ -190,30 +162,33 @@ class Endpoints:
 
     @property
     def _account(self) -> str:
-        return self._service.arn(ENDPOINT, "x").split(":")[4]
+        return self._service.arn("endpoint", "").split(":")[4]
 
-    def _create(self, hosted: Hosted, config: Mapping[str, Any], rollout: Rollout) -> None:
+    def _create(self, hosted: Hosted, rollout: Rollout) -> None:
         try:
             fleet = rollout.create()
         except DogbreedError as error:
             with self._lock:
                 hosted.num_instances = 0
-            self._fail(hosted.name, str(error))
+            self._records.fail(hosted.name, str(error))
         else:
-            self._set_in_service(hosted, fleet)
+            self._settle(hosted, fleet)
 
-    def _update(
-        self, hosted: Hosted, config: Mapping[str, Any], rollout: Rollout, deployment: Mapping[str, Any]
-    ) -> None:
+    def _update(self, hosted: Hosted, rollout: Rollout, deployment: Mapping[str, Any]) -> None:
         before = hosted.traffic.fleet
         assert before is not None
         try:
             fleet = rollout.update(deployment)
         except DogbreedError as error:
             logger.warning("endpoint %s: update rolled back: %s", hosted.name, error)
-            self._set_in_service(hosted, before, reason=str(error))
+            self._settle(hosted, before, reason=str(error))
         else:
-            self._set_in_service(hosted, fleet)
+            self._settle(hosted, fleet)
+
+    def _settle(self, hosted: Hosted, fleet: Fleet, *, reason: str | None = None) -> None:
+        with self._lock:
+            hosted.num_instances = hosting.num_instances(fleet.config)
+        self._records.settle(hosted.name, fleet, reason=reason)
 
     def _delete(self, hosted: Hosted) -> None:
         hosted.stop()
@@ -221,7 +196,7 @@ class Endpoints:
             if self._closed.is_set():
                 return
             self._hosted.pop(hosted.name, None)
-            self._service.records.delete(ENDPOINT, hosted.name)
+            self._records.delete(hosted.name)
 
     def _launch(self, hosted: Hosted, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -236,20 +211,18 @@ class Endpoints:
     def _rollout(self, hosted: Hosted, config: Mapping[str, Any]) -> Rollout:
         names = {variant["ModelName"] for variant in config["ProductionVariants"]}
         models = {name: self._catalog.get_model(name) for name in names}
-
-        def report(fleet: Fleet, status: str) -> None:
-            self._set(hosted.name, {"PendingDeploymentSummary": _pending(fleet, status)}, only_pending=True)
-
         return Rollout(
             hosted,
-            lambda: build_fleet(self._service, hosted.name, config, models=models, publisher=self._publisher),
+            lambda: build_fleet(
+                self._service, hosted.name, config, models=models, publisher=self._publisher, watch=hosted.watch
+            ),
             {
                 variant["VariantName"]: variant.get(
                     "ContainerStartupHealthCheckTimeoutInSeconds", self._settings.ping_timeout_s
                 )
                 for variant in config["ProductionVariants"]
             },
-            report,
+            partial(self._records.report, hosted.name),
             self._alarms,
             self._settings.alarm_interval_s,
             self._settings.invocation_timeout_s,
@@ -277,42 +250,6 @@ class Endpoints:
             )
         hosted.num_instances += wanted
 
-    def _set_in_service(self, hosted: Hosted, fleet: Fleet, *, reason: str | None = None) -> None:
-        now_s = time.time()
-        changes: Record = {
-            "EndpointStatus": "InService",
-            "EndpointConfigName": fleet.config["EndpointConfigName"],
-            "ProductionVariants": fleet.describe(time_s=now_s),
-            "LastModifiedTime": now_s,
-            "PendingDeploymentSummary": None,
-            "FailureReason": reason[:_MAX_REASON] if reason else None,
-            "DataCaptureConfig": _capture_summary(fleet.config),
-        }
-        with self._lock:
-            hosted.num_instances = hosting.num_instances(fleet.config)
-        self._set(hosted.name, changes, only_pending=True)
-
-    def _fail(self, name: str, reason: str) -> None:
-        changes = {"EndpointStatus": "Failed", "FailureReason": reason[:_MAX_REASON], "LastModifiedTime": time.time()}
-        self._set(name, {**changes, "PendingDeploymentSummary": None}, only_pending=True)
-
-    def _set(self, name: str, changes: Mapping[str, Any], *, only_pending: bool = False) -> None:
-        """Sets members of the record, None removes one; with `only_pending` not where it is being deleted."""
-
-        def change(record: Record) -> None:
-            if only_pending and record["EndpointStatus"] == "Deleting":
-                return
-            for member, value in changes.items():
-                record.pop(member, None)
-                if value is not None:
-                    record[member] = value
-
-        self._service.records.update(ENDPOINT, name, change)
-
-    def _get(self, name: str) -> Record:
-        missing = ValidationException(f'Could not find endpoint "{self._service.arn(ENDPOINT, name)}".')
-        return self._service.records.get(ENDPOINT, name, missing=missing)
-
     def _watch_alarms(self) -> None:
         """The state of the alarms that endpoints in service name; a deployment looks at its own, and more often."""
         while not self._closed.wait(self._settings.idle_alarm_interval_s):
@@ -327,26 +264,3 @@ class Endpoints:
 
 def _alarm_names(deployment: Mapping[str, Any]) -> list[str]:
     return [alarm["AlarmName"] for alarm in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", ())]
-
-
-def _pending(fleet: Fleet, status: str) -> Answer:
-    now_s = time.time()
-    return {
-        "EndpointConfigName": fleet.config["EndpointConfigName"],
-        "ProductionVariants": fleet.describe(status=status, time_s=now_s),
-        "StartTime": now_s,
-    }
-
-
-def _capture_summary(config: Mapping[str, Any]) -> Answer | None:
-    capture = config.get("DataCaptureConfig")
-    if capture is None:
-        return None
-    is_enabled = bool(capture.get("EnableCapture", True))
-    return {
-        "EnableCapture": is_enabled,
-        "CaptureStatus": "Started" if is_enabled else "Stopped",
-        "CurrentSamplingPercentage": capture["InitialSamplingPercentage"],
-        "DestinationS3Uri": capture["DestinationS3Uri"],
-        "KmsKeyId": capture.get("KmsKeyId", ""),
-    }
