@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 
 from sagemaker_jobs.local import command
@@ -30,6 +31,11 @@ class RunningServer:
     """AWS_ENDPOINT_URL and the like, for monkeypatch.setenv or a subprocess."""
     project_dir: Path
     process: "subprocess.Popen[bytes]"
+
+    def process_tree(self) -> list[psutil.Process]:
+        """The server and all that it runs, now."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
 
     def client(self, service: str) -> Any:
         """A boto3 client of it; close it in the test."""
