@@ -3,6 +3,7 @@
 import io
 import tarfile
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,15 @@ def fetch_tar(server: LocalSageMaker, uri: str) -> dict[str, bytes]:
             if member.isfile() and (file := archive.extractfile(member)):
                 files[member.name] = file.read()
     return files
+
+
+def make_wheel(name: str) -> bytes:
+    """A package with one constant, as pip takes it."""
+    content = io.BytesIO()
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(content, "w") as wheel:
+        wheel.writestr(f"{name}.py", "NAME = 'Xolo'\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return content.getvalue()

@@ -1,12 +1,10 @@
 """Training jobs of the local SageMaker: the container contract, statuses, errors, faults; real processes throughout."""
 
-import io
 import json
 import os
 import re
 import signal
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from local_jobs import (
     log_messages,
     make_bucket,
     make_client,
+    make_wheel,
     put_source,
     read_log,
     run_script,
@@ -460,7 +459,7 @@ def test_input_that_is_not_there_fails_the_job(server: LocalSageMaker) -> None:
 
 
 def test_requirements_are_installed_once_and_never_into_the_runner(server: LocalSageMaker) -> None:
-    wheel = _wheel("rarebreeds")
+    wheel = make_wheel("rarebreeds")
     script = "import rarebreeds\nprint(rarebreeds.NAME, rarebreeds.__file__)"
     files = {"train.py": script, "requirements.txt": "./rarebreeds-1.0-py3-none-any.whl\n"}
     source = put_source(server, {**files, "rarebreeds-1.0-py3-none-any.whl": wheel})
@@ -499,24 +498,12 @@ subprocess.run(["pip", "install", "-q", "--no-index", "--disable-pip-version-che
                 os.path.dirname(os.path.abspath(__file__)) + "/rarebreeds-1.0-py3-none-any.whl"], check=True)
 subprocess.run([sys.executable, "-c", "import rarebreeds; print(rarebreeds.NAME)"], check=True)
 """
-    source = put_source(server, {"train.py": script, "rarebreeds-1.0-py3-none-any.whl": _wheel("rarebreeds")})
+    source = put_source(server, {"train.py": script, "rarebreeds-1.0-py3-none-any.whl": make_wheel("rarebreeds")})
     server.training.create_training_job(job_request("pips", source))
     assert wait_ended(server, "pips")["TrainingJobStatus"] == "Completed", read_log(server, "pips")
     assert "Xolo" in read_log(server, "pips")
     with pytest.raises(ImportError):
         __import__("rarebreeds")
-
-
-def _wheel(name: str) -> bytes:
-    """A package with one constant, as pip takes it."""
-    content = io.BytesIO()
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(content, "w") as wheel:
-        wheel.writestr(f"{name}.py", "NAME = 'Xolo'\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    return content.getvalue()
 
 
 def test_listing_filters_sorts_and_pages(server: LocalSageMaker, client: Any) -> None:
