@@ -45,7 +45,7 @@ def build_fleet(
                 service, endpoint_name, config, variant=variant, container=container, model_dir=model_dir,
                 publisher=publisher, watch=watch,
             )  # fmt: skip
-    except DataError as error:
+    except (DataError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise FleetError(f"The model could not be prepared: {error}") from error
     return Fleet(config, folder, variants, publisher)
@@ -79,7 +79,9 @@ def _build_variant(
 ) -> Variant:
     name, num_instances = variant["VariantName"], int(variant["InitialInstanceCount"])
     kind = serving_kind(container["Image"])
-    logs = [LogStream(endpoint_name, f"{name}/i-{uuid.uuid4().hex[:17]}") for _ in range(num_instances)]
+    max_bytes = service.settings.max_log_bytes
+    names = [f"{name}/i-{uuid.uuid4().hex[:17]}" for _ in range(num_instances)]
+    logs = [LogStream(endpoint_name, stream, max_bytes=max_bytes) for stream in names]
     # The server's own address and credentials come last: no request can point a model at the user's account.
     variables = {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()}
     requirements = model_dir / "code" / "requirements.txt"

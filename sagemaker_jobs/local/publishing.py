@@ -91,8 +91,12 @@ class Usage:
 class LogStream:
     """A container's output as lines of CloudWatch Logs: group /aws/sagemaker/Endpoints/NAME."""
 
-    def __init__(self, endpoint_name: str, stream: str, *, clock: Callable[[], float] = time.time):
+    def __init__(
+        self, endpoint_name: str, stream: str, *, max_bytes: int = 8 * 2**20, clock: Callable[[], float] = time.time
+    ):
+        """`max_bytes` are kept in all: moto has its logs in memory."""
         self._group, self._stream = f"{LOG_GROUP}{endpoint_name}", stream
+        self._left_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._lines: list[tuple[float, str]] = []
@@ -103,15 +107,21 @@ class LogStream:
     def feed(self, chunk: bytes) -> None:
         """Takes output as it comes; lines may be broken anywhere."""
         with self._lock:
+            if self._left_bytes <= 0:
+                return
             *whole, self._rest = (self._rest + chunk).split(b"\n")
             if len(self._rest) > _MAX_WAITING_BYTES:
                 whole, self._rest = [*whole, self._rest], b""
             for line in whole:
-                if self._num_waiting > _MAX_WAITING_BYTES or len(line) > _MAX_WAITING_BYTES:
+                if len(line) > _MAX_WAITING_BYTES - self._num_waiting:
                     self._num_dropped += 1
                     continue
                 self._num_waiting += len(line) + 1
+                self._left_bytes -= len(line) + 1
                 self._lines.append((self._clock(), line.decode(errors="replace")))
+                if self._left_bytes <= 0:
+                    self._lines.append((self._clock(), "... the rest of the output is dropped: the log is full."))
+                    return
 
     def publish(self, cloud: Cloud, *, time_s: float) -> None:
         with self._lock:

@@ -159,7 +159,11 @@ class Server:
         backoff_s = _FIRST_BACKOFF_S
         while not self._is_stopping:
             started_s = time.monotonic()
-            process = self._launch()
+            try:
+                process = self._launch()
+            except OSError as error:
+                self._fail(f"its process could not be started: {error}")
+                break
             if process is not None:
                 if self._is_answering(process):
                     self._set_ready(True)

@@ -65,4 +65,13 @@ def test_log_stream_drops_what_is_too_much_and_says_so() -> None:
     stream.feed(b"y" * 3_000_000)
     stream.publish(cloud, time_s=1.0)  # type: ignore[arg-type]
     assert sum(len(text) for _, text in cloud.lines) < 1_300_000
-    assert "30 lines were dropped" in cloud.lines[-1][1]
+    assert "31 lines were dropped" in cloud.lines[-1][1]
+
+
+def test_log_stream_that_is_full_takes_no_more() -> None:
+    stream, cloud = LogStream("dogs", "blue/i-1", max_bytes=10_000), _Cloud()
+    for _ in range(300):
+        stream.feed(b"x" * 99 + b"\n")
+        stream.publish(cloud, time_s=1.0)  # type: ignore[arg-type]
+    assert len(cloud.lines) == 101
+    assert cloud.lines[-1][1] == "... the rest of the output is dropped: the log is full."
