@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import signal
+import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +288,41 @@ def test_endpoint_configs_are_listed_in_pages(client: Client) -> None:
     )
     names = [[each["EndpointConfigName"] for each in page["EndpointConfigs"]] for page in pages]
     assert names == [["lists-0", "lists-1"], ["lists-2"]]
+
+
+def test_model_that_ignores_sigterm_and_forks_is_gone_after_deletion(client: Client) -> None:
+    code = """
+import os, signal, subprocess
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def model_fn(model_dir):
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    return f"{os.getpid()} {child.pid}"
+def transform_fn(model, body, content_type, accept): return model, "text/plain"
+"""
+    client.deploy("stubborn", code=code)
+    pids = [int(pid) for pid in client.invoke("stubborn").split()]
+    assert len(pids) == 2
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    client.delete("stubborn")
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_one_of_fifty_creations_at_once_gets_the_name(client: Client) -> None:
+    client.create_model("contested")
+    client.create_config("contested", "contested")
+    start = threading.Barrier(50)
+
+    def create() -> str:
+        start.wait()
+        try:
+            client.sagemaker.create_endpoint(EndpointName="contested", EndpointConfigName="contested")
+        except ClientError as error:
+            return str(error.response["Error"]["Message"])
+        return "created"
+
+    with ThreadPoolExecutor(max_workers=50) as pool:
+        answers = [future.result() for future in [pool.submit(create) for _ in range(50)]]
+    assert answers.count("created") == 1
+    assert sum("Cannot create already existing endpoint" in answer for answer in answers) == 49
+    client.settled("contested")
+    assert len(_pids(client, "contested")) == 1
