@@ -229,3 +229,40 @@ def test_alarm_that_is_unknown_or_not_evaluated_is_refused(client: Client) -> No
     with pytest.raises(ClientError, match="cannot evaluate the alarm refused-p99: its statistic is p99"):
         client.sagemaker.update_endpoint(**update, DeploymentConfig=_policy(alarm="refused-p99"))
     assert client.sagemaker.describe_endpoint(EndpointName="refused")["EndpointStatus"] == "InService"
+
+
+def test_alarm_that_rings_already_keeps_all_traffic_where_it_is(client: Client) -> None:
+    client.deploy("ringing", answer="blue")
+    _prepare(client, "ringing-2", answer="green")
+    _put_alarm(client, "ringing-5xx", "ringing")
+    for _ in range(3):
+        with pytest.raises(client.runtime.exceptions.ModelError):
+            client.invoke("ringing", b"error")
+    with _callers(client, "ringing") as seen:
+        client.sagemaker.update_endpoint(
+            EndpointName="ringing", EndpointConfigName="ringing-2", DeploymentConfig=_policy(alarm="ringing-5xx")
+        )
+        description = client.settled("ringing")
+        _when(lambda: seen["blue"] > 5)
+    assert set(seen) == {"blue"}
+    assert description["EndpointConfigName"] == "ringing"
+    assert "ringing-5xx" in description["FailureReason"]
+
+
+def test_update_may_retain_the_variants_properties_and_the_deployment_config(client: Client) -> None:
+    client.create_model("kept")
+    client.create_config("kept", "kept", InitialInstanceCount=2)
+    client.create_config("kept-2", "kept", InitialInstanceCount=1)
+    policy = _policy(share=50)
+    client.sagemaker.create_endpoint(EndpointName="kept", EndpointConfigName="kept", DeploymentConfig=policy)
+    client.settled("kept")
+    client.sagemaker.update_endpoint(
+        EndpointName="kept", EndpointConfigName="kept-2", RetainAllVariantProperties=True, RetainDeploymentConfig=True
+    )
+    description = client.settled("kept")
+    assert description["EndpointConfigName"] == "kept-2"
+    assert description["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    assert description["LastDeploymentConfig"] == policy
+    client.sagemaker.update_endpoint(EndpointName="kept", EndpointConfigName="kept-2")
+    assert client.settled("kept")["ProductionVariants"][0]["CurrentInstanceCount"] == 1
+    assert len(_pids(client, "kept")) == 1

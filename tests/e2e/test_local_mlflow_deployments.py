@@ -25,8 +25,9 @@ from dogbreed_ml.transforms import Preprocessing
 IMAGE = "123456789012.dkr.ecr.us-west-2.amazonaws.com/mlflow-pyfunc:3.17.2"
 DOUBLING = """
 import mlflow
+import pandas
 class Doubling(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pandas.DataFrame, params=None):
         return model_input["x"] * 2
 mlflow.models.set_model(Doubling())
 """
@@ -45,7 +46,6 @@ def _config(**changes: Any) -> dict[str, Any]:
     return {"image_url": IMAGE, "bucket": BUCKET, "execution_role_arn": ROLE, **changes}
 
 
-@pytest.mark.filterwarnings("ignore:.*Add type hints to the `predict`:UserWarning")
 def test_mlflow_client_deploys_predicts_and_deletes(client: Client, tmp_path: Path) -> None:
     (tmp_path / "doubling.py").write_text(DOUBLING)
     mlflow.pyfunc.save_model(str(tmp_path / "model"), python_model=str(tmp_path / "doubling.py"), pip_requirements=[])
