@@ -73,7 +73,7 @@ class Application:
         if method is None:
             raise ValidationException(f"{operation} is no operation of SageMaker.")
         service = self._service
-        for area in (service.training, service.tuning, service.endpoints):
+        for area in (service.training, service.tuning, service.endpoints, service.tags):
             if call := getattr(area, method, None):
                 params = _parse(body)
                 check_request("sagemaker", operation, params)

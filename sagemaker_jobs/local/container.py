@@ -36,7 +36,7 @@ class Cluster:
     master_port: int
 
     @classmethod
-    def build(cls, resources: Mapping[str, Any]) -> "Cluster":
+    def build(cls, resources: Mapping[str, Any], *, master_port: int) -> "Cluster":
         """From a ResourceConfig."""
         groups = resources.get("InstanceGroups") or [
             {
@@ -51,7 +51,7 @@ class Cluster:
             number += len(names)
             described.append((group["InstanceGroupName"], group["InstanceType"], names))
         hosts = tuple(name for _, _, names in described for name in names)
-        return cls(hosts, tuple(described), _free_port() if len(hosts) > 1 else 7777)
+        return cls(hosts, tuple(described), master_port)
 
     def group_of(self, host: str) -> tuple[str, str, tuple[str, ...]]:
         return next(group for group in self.groups if host in group[2])
@@ -231,7 +231,8 @@ def _render(value: Any) -> str:
     return json.dumps(value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Nobody listens there now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from dogbreed_ml.errors import DataError
 from sagemaker_jobs.local import archives
 from sagemaker_jobs.local.checkpoints import CheckpointSync
-from sagemaker_jobs.local.container import FRAMEWORK_PREFIXES, Cluster, Host, arguments, decode
+from sagemaker_jobs.local.container import FRAMEWORK_PREFIXES, Cluster, Host, arguments, decode, free_port
 from sagemaker_jobs.local.environments import JobEnvironment
 from sagemaker_jobs.local.failures import render_failure
 from sagemaker_jobs.local.joblog import HostLog
@@ -128,7 +128,7 @@ class JobRun:
         shutil.rmtree(self._folder, ignore_errors=True)
         for log in self.logs:
             self._jobs.pump.remove(log)
-        cluster = Cluster.build(self.plan.params["ResourceConfig"])
+        cluster = Cluster.build(self.plan.params["ResourceConfig"], master_port=free_port())
         hosts = [Host(self._folder / name, name, cluster, tmp_dir=self._tmp_dir / name) for name in cluster.hosts]
         self._jobs.started(self.plan.name)
         self.logs = [self._open_log(host) for host in hosts]

@@ -8,7 +8,7 @@ import copy
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ class Records:
         """Copies of all records of a kind, by name."""
         with self._changed:
             return [copy.deepcopy(self._records[kind][name]) for name in sorted(self._records.get(kind, {}))]
+
+    def names(self, kind: str) -> Sequence[str]:
+        """Sorted."""
+        with self._changed:
+            return sorted(self._records.get(kind, {}))
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Waits until `condition` holds, looking again after every change of any record; False after the time-out."""

@@ -18,6 +18,7 @@ from sagemaker_jobs.local.endpoints import Endpoints
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.processes import Processes
 from sagemaker_jobs.local.records import Records
+from sagemaker_jobs.local.tags import Tags
 from sagemaker_jobs.local.training import TrainingJobs
 from sagemaker_jobs.local.tuning import TuningJobs
 
@@ -74,6 +75,7 @@ class LocalSageMaker:
         self.training = TrainingJobs(self)
         self.tuning = TuningJobs(self)
         self.endpoints = Endpoints(self)
+        self.tags = Tags(self)
 
     @property
     def url(self) -> str:

@@ -553,6 +553,18 @@ def test_profiler_configuration_round_trips_and_is_updated(server: LocalSageMake
         client.describe_training_job(TrainingJobName="profiled")
 
 
+def test_tags_are_added_listed_and_deleted(server: LocalSageMaker, client: Any) -> None:
+    tag, other = {"Key": "team", "Value": "dogs"}, {"Key": "cost", "Value": "none"}
+    source = put_source(server, {"train.py": "pass"})
+    arn = client.create_training_job(**job_request("Tagged", source, Tags=[tag]))["TrainingJobArn"]
+    assert client.add_tags(ResourceArn=arn, Tags=[other, {**tag, "Value": "cats"}])["Tags"][0]["Value"] == "cats"
+    client.delete_tags(ResourceArn=arn, TagKeys=["team"])
+    assert client.list_tags(ResourceArn=arn)["Tags"] == [other]
+    with pytest.raises(ClientError, match="Could not find .*nobody"):
+        client.list_tags(ResourceArn=arn.replace("tagged", "nobody"))
+    wait_ended(server, "Tagged")
+
+
 def test_fifty_calls_at_once_are_all_answered(server: LocalSageMaker, client: Any) -> None:
     source = put_source(server, {"train.py": "pass"})
 

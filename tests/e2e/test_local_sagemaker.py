@@ -163,6 +163,34 @@ def test_second_server_on_one_folder_is_refused(tmp_path: Path, server: RunningS
     assert "runs for" in refused.stderr
 
 
+@pytest.mark.parametrize("num_jobs", [15, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_small_jobs_are_all_completed_and_leave_nothing(server: RunningServer, num_jobs: int) -> None:
+    _start_job(server.environment, "warm-up", "print('done')")
+    client = _client(server.environment)
+    _wait_completed(client, 1)
+    before = psutil.Process(server.process.pid).memory_info().rss
+    for number in range(num_jobs):
+        client.create_training_job(**job_request(f"small-{number}", f"s3://{BUCKET}/source.tar.gz"))
+    _wait_completed(client, num_jobs + 1)
+    client.close()
+    assert [each for each in server.process_tree() if each.status() == psutil.STATUS_ZOMBIE] == []
+    assert _wait_gone([each.pid for each in server.process_tree()[1:]]) == []
+    # 200 jobs: their records, logs and artifacts, all in memory.
+    assert psutil.Process(server.process.pid).memory_info().rss - before < 40 * 2**20
+
+
+def _wait_completed(client: Any, num_jobs: int) -> None:
+    deadline = time.monotonic() + 240
+    while True:
+        pages = client.get_paginator("list_training_jobs").paginate()
+        statuses = [job["TrainingJobStatus"] for page in pages for job in page["TrainingJobSummaries"]]
+        if statuses == ["Completed"] * num_jobs:
+            return
+        assert "Failed" not in statuses
+        assert time.monotonic() < deadline, statuses
+        time.sleep(0.1)
+
+
 def test_help_loads_neither_torch_nor_moto() -> None:
     program = """
 import contextlib, io, sys
