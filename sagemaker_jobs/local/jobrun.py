@@ -3,7 +3,6 @@
 import logging
 import queue
 import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dogbreed_ml.errors import DataError
-from sagemaker_jobs.local import archives
 from sagemaker_jobs.local.checkpoints import CheckpointSync
 from sagemaker_jobs.local.container import FRAMEWORK_PREFIXES, Cluster, Host, arguments, decode, free_port
 from sagemaker_jobs.local.environments import JobEnvironment
 from sagemaker_jobs.local.failures import render_failure
+from sagemaker_jobs.local.jobdata import fetch_inputs, upload_outputs
 from sagemaker_jobs.local.joblog import HostLog
 from sagemaker_jobs.local.processes import Process
 from sagemaker_jobs.local.trainingplan import TrainingPlan
@@ -135,7 +134,7 @@ class JobRun:
         self._say("Downloading")
         for host in hosts:
             host.prepare(self.plan.hyperparameters, self.plan.channels)
-        self._fetch(hosts)
+        fetch_inputs(self._service.cloud, self.plan, hosts, check=self._check_order)
         sync = self._checkpoints(hosts)
         self._check_order()
         self._say("Training")
@@ -148,45 +147,12 @@ class JobRun:
                 sync.close()
         if ending.order not in ("interrupt", "server"):
             self._say("Uploading")
-            self._upload(hosts, has_model=ending.failed is None)
+            upload_outputs(self._service.cloud, self.plan, hosts, has_model=ending.failed is None)
         if ending.failed:
             host, code = ending.failed
             reason = render_failure(host.failure_path, code, self.logs[host.index].end, self._command_text)
             self._jobs.end(self.plan.name, "Failed", reason=reason, logs=self.logs)
         return ending
-
-    def _fetch(self, hosts: list[Host]) -> None:
-        cloud = self._service.cloud
-        for channel in self.plan.channels:
-            source = channel["DataSource"]["S3DataSource"]
-            uri, name = source["S3Uri"], channel["ChannelName"]
-            objects = cloud.prefix_objects(uri) if source["S3DataType"] == "S3Prefix" else cloud.manifest_objects(uri)
-            if not objects:
-                raise DataError(
-                    f'Data download failed:No S3 objects found under S3 URL "{uri}" given in input data source. Please '
-                    f"ensure that the bucket exists in the selected region ({cloud.region}) and that objects exist "
-                    "under that S3 prefix."
-                )
-            is_sharded = source.get("S3DataDistributionType") == "ShardedByS3Key"
-            for host in hosts:
-                self._check_order()
-                part = sorted(objects)[host.index :: len(hosts)] if is_sharded else objects
-                cloud.fetch_all(part, host.data_dir / name)
-        if self.plan.entrypoint:
-            return
-        for host in hosts:
-            directory = host.localize(self.plan.submit_directory)
-            archive_path = host.tmp_dir / "sourcedir.tar.gz"
-            if directory.startswith("s3://"):
-                cloud.fetch(directory, archive_path)
-                archives.extract(archive_path, host.code_dir, name=directory)
-                archive_path.unlink()
-            elif Path(directory).is_relative_to(host.folder) and Path(directory).is_dir():
-                host.code_dir = Path(directory)
-            else:
-                raise DataError(f"sagemaker_submit_directory {self.plan.submit_directory} must be an s3:// archive.")
-            if not (host.code_dir / self.plan.program).is_file():
-                raise DataError(f"{self.plan.submit_directory} has no {self.plan.program} (sagemaker_program).")
 
     def _checkpoints(self, hosts: list[Host]) -> CheckpointSync | None:
         if not self.plan.checkpoints:
@@ -310,27 +276,6 @@ class JobRun:
             # A server that closes cannot wait for anyone.
             while process.is_running and time.monotonic() < deadline and not self._jobs.is_closing:
                 process.wait(min(0.1, max(0.0, deadline - time.monotonic())))
-
-    def _upload(self, hosts: list[Host], *, has_model: bool) -> None:
-        cloud, plan = self._service.cloud, self.plan
-        outputs = [host.output_data_dir for host in hosts]
-        models = [host.model_dir for host in hosts]
-        if not plan.is_compressed:
-            if has_model:
-                for folder in reversed(models):
-                    cloud.upload_folder(folder, f"{plan.output_uri}/model")
-            for folder in reversed(outputs):
-                cloud.upload_folder(folder, f"{plan.output_uri}/data")
-            return
-        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-            if has_model:
-                self._upload_archive(models, Path(scratch, "model.tar.gz"))
-            if any(path for folder in outputs for path in folder.iterdir()):
-                self._upload_archive(outputs, Path(scratch, "output.tar.gz"))
-
-    def _upload_archive(self, folders: list[Path], archive_path: Path) -> None:
-        archives.pack(folders, archive_path)
-        self._service.cloud.upload(archive_path, f"{self.plan.output_uri}/{archive_path.name}")
 
     def _finish(self, ending: Ending) -> None:
         name = self.plan.name

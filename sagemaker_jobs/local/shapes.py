@@ -172,8 +172,8 @@ def _render(value: Any, path: str, constraint: str) -> str:
 
 @cache
 def _compiled(pattern: str) -> "regex.Pattern[str] | None":
-    # Java's \p{...} is regex's too, and not re's. One pattern pairs UTF-16 surrogates, which Python's text does not have;
-    # it allows every character but control characters, and checks nothing here.
+    # Java's \p{...} is regex's too, and not re's. One pattern pairs UTF-16 surrogates, which Python's text does not
+    # have; it allows every character but control characters, and checks nothing here.
     try:
         return regex.compile(pattern)
     except regex.error:

@@ -182,6 +182,15 @@ def test_failed_job_says_why(server: LocalSageMaker, script: str, reason: str) -
     assert not [key for key in keys if key.endswith("model.tar.gz")]
 
 
+def test_uncompressed_output_lies_file_by_file(server: LocalSageMaker) -> None:
+    script = SAVE + "open(os.environ['SM_OUTPUT_DATA_DIR'] + '/plot', 'w').write('p')"
+    output = {"S3OutputPath": f"s3://{BUCKET}/output", "CompressionType": "NONE"}
+    job = run_script(server, "loose", script, OutputDataConfig=output)
+    assert job["ModelArtifacts"]["S3ModelArtifacts"] == f"s3://{BUCKET}/output/loose/output/model/"
+    prefix = "output/loose/output"
+    assert server.cloud.keys(f"s3://{BUCKET}/{prefix}") == [f"{prefix}/data/plot", f"{prefix}/model/model.txt"]
+
+
 def test_stopped_job_keeps_its_model(server: LocalSageMaker, client: Any) -> None:
     server.training.create_training_job(job_request("polite", put_source(server, {"train.py": KEEP_ON_SIGTERM})))
     wait_for_log(server, "polite", "ready")

@@ -131,7 +131,14 @@ def test_command_that_cannot_start_says_why(tmp_path: Path, server: RunningServe
     assert "cannot be listened on" in failed.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_server_that_ends_takes_its_jobs_along(tmp_path: Path, number: signal.Signals) -> None:
     server = start_server(tmp_path)
     try:

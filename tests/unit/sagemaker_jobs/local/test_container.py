@@ -1,6 +1,7 @@
 """The folder that stands for /opt/ml, and what a script is told of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
