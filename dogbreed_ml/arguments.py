@@ -45,7 +45,7 @@ EXAMPLES: dict[Verb, str] = {
     "tune": "dogbreed tune --config experiments/dogs-folder.yaml --data.path photographs --search.num_trials 40",
     "predict": "dogbreed predict --model models:/quickstart-resnet50@challenger rex.jpg",
     "ui": "dogbreed ui --port 5001",
-    "sagemaker-local": 'eval "$(dogbreed sagemaker-local start)"',
+    "sagemaker-local": "dogbreed sagemaker-local start --port 5006",
 }
 
 CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune")

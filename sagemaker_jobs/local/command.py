@@ -22,7 +22,6 @@ from dogbreed_ml.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(".dogbreed") / "sagemaker-local"
-DEFAULT_PORT = 5005
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 _STATE_NAME = "server.json"
@@ -41,13 +40,13 @@ _PASSED_ON = (
 class Options:
     """The flags of `start`."""
 
-    host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
+    host: str
+    port: int
     """0 takes any free one."""
-    num_parallel_jobs: int | None = None
+    num_parallel_jobs: int | None
     """None is the number of cores."""
-    stop_grace_s: float = 120.0
-    skip_requirements: bool = False
+    stop_grace_s: float
+    skip_requirements: bool
 
     def to_flags(self) -> list[str]:
         flags = ["--host", self.host, "--port", str(self.port), "--stop_grace_s", str(self.stop_grace_s)]

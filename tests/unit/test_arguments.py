@@ -282,7 +282,9 @@ def test_grid_sampler_with_the_default_space_says_what_it_needs() -> None:
 
 
 def test_unknown_verb_gets_the_nearest() -> None:
-    assert refusal("tuen") == "'tuen' is not a verb (data, train, tune, predict, ui); did you mean tune?"
+    assert (
+        refusal("tuen") == "'tuen' is not a verb (data, train, tune, predict, ui, sagemaker-local); did you mean tune?"
+    )
     assert refusal("--json", "tune").startswith("unrecognized arguments: --json; the verb comes first")
 
 
@@ -374,3 +376,13 @@ def test_udacity_experiment_is_the_first_users_search() -> None:
         "train.batch_size": CategoricalDimension(choices=[20, 34, 40, 60, 75]),
         "train.num_epochs": IntDimension(low=2, high=10),
     }
+
+
+def test_sagemaker_local_takes_an_action_and_logs_a_job() -> None:
+    command = parse(["sagemaker-local", "start", "--port", "0", "--num_parallel_jobs", "3", "--stop_grace_s", "1.5"])
+    assert (command.action, command.host, command.port) == ("start", "127.0.0.1", 0)
+    assert (command.num_parallel_jobs, command.stop_grace_s, command.foreground) == (3, 1.5, False)
+    assert parse(["sagemaker-local", "logs", "rex"]).job == "rex"
+    for arguments in (["logs"], ["stop", "rex"]):
+        assert "logs needs the name of a job, and only logs takes one" in refusal("sagemaker-local", *arguments)
+    assert "invalid choice: 'begin'" in refusal("sagemaker-local", "begin")

@@ -28,7 +28,9 @@ def test_readme_shows_both_helps() -> None:
 
 def test_readme_names_every_file_of_the_library() -> None:
     layout = README.partition("## Layout")[2]
-    files = {path.name for path in (ROOT / "dogbreed_ml").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    packages = ("dogbreed_ml", "sagemaker_jobs")
+    files = {path.name for package in packages for path in (ROOT / package).rglob("*.py")}
+    files -= {"__init__.py", "__main__.py"}
     assert {name for name in files if f" {name} " not in layout} == set()
     assert {name for name in re.findall(r"^ +(\w+\.py) ", layout, re.MULTILINE) if name not in files} == set()
 
