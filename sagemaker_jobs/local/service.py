@@ -81,7 +81,8 @@ class LocalSageMaker:
     def url(self) -> str:
         if self._server is None:
             raise RuntimeError("The server has no address before start().")
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self._server.server_port}"
 
     def arn(self, kind: str, name: str) -> str:

@@ -355,11 +355,13 @@ print("loss=0.5"); print("the end")
     assert psutil.Process().memory_info().rss - before < 60 * 2**20
 
 
-@pytest.mark.slow
 def test_job_that_prints_1_gb_completes(server: LocalSageMaker) -> None:
     script = "import sys\nblock = ('x' * 99 + '\\n') * 10_000\nfor _ in range(1000): sys.stdout.write(block)\n"
     before = psutil.Process().memory_info().rss
     assert run_script(server, "gigabyte", script)["TrainingJobStatus"] == "Completed"
+    left_out = re.search(r"\[(\d+) bytes of output are left out here\]", read_log(server, "gigabyte"))
+    assert left_out
+    assert int(left_out[1]) > 0.99e9
     assert psutil.Process().memory_info().rss - before < 100 * 2**20
 
 

@@ -164,6 +164,15 @@ def test_server_that_ends_takes_its_jobs_along(tmp_path: Path, number: signal.Si
         stop_server(server)
 
 
+def test_address_that_is_not_loopback_is_warned_of(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--host", "0.0.0.0")
+    try:
+        assert "0.0.0.0 is not loopback" in (tmp_path / "server.log").read_text()
+        assert server.url.startswith("http://127.0.0.1:")
+    finally:
+        stop_server(server)
+
+
 def test_second_server_on_one_folder_is_refused(tmp_path: Path, server: RunningServer) -> None:
     refused = _dogbreed(tmp_path, "start", "--foreground", "--port", "0")
     assert refused.returncode == 2
