@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytest_plugins = ["sagemaker_jobs.local.fixture"]
+
 FOLDER_MARKERS = ("unit", "contract", "e2e", "browser")
 """tests/<folder>/ gives its tests the marker of the same name."""
 

@@ -16,7 +16,12 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
-from sagemaker_jobs.local.errors import SerializationException, ServiceError, ValidationException
+from sagemaker_jobs.local.errors import (
+    AccessDeniedException,
+    SerializationException,
+    ServiceError,
+    ValidationException,
+)
 from sagemaker_jobs.local.shapes import check_request, method_name
 
 if TYPE_CHECKING:
@@ -50,6 +55,11 @@ class Application:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         path = environ.get("PATH_INFO", "")
+        ours = target.startswith(_TARGET) or _INVOKE.fullmatch(path) or _INTERRUPT.fullmatch(path)
+        if ours and "HTTP_ORIGIN" in environ:
+            # moto answers a browser's preflight with yes to everything, and a training job is a program.
+            denied = AccessDeniedException("Requests from web pages (with an Origin header) are refused.")
+            return _refuse(denied)(environ, start_response)
         if target.startswith(_TARGET):
             return self._answer(Request(environ), target.removeprefix(_TARGET))(environ, start_response)
         if environ["REQUEST_METHOD"] == "POST":

@@ -58,6 +58,12 @@ class ConflictException(ServiceError):
     """A change that another change under way forbids."""
 
 
+class AccessDeniedException(ServiceError):
+    """A request that no AWS client sends."""
+
+    status = 403
+
+
 class ModelError(ServiceError):
     """`fields`: OriginalStatusCode (int), OriginalMessage, LogStreamArn."""
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 import pytest
 
@@ -39,6 +38,9 @@ class RunningServer:
 
     def client(self, service: str) -> Any:
         """A boto3 client of it; close it in the test."""
+        # Not at the top: every test session would wait for it.
+        import boto3
+
         return boto3.client(
             service, endpoint_url=self.url, region_name=self.environment["AWS_DEFAULT_REGION"],
             aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],

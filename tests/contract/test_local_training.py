@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,6 +184,14 @@ def test_failed_job_says_why(server: LocalSageMaker, script: str, reason: str) -
     assert not [key for key in keys if key.endswith("model.tar.gz")]
 
 
+def test_entrypoint_that_is_not_there_is_named(server: LocalSageMaker) -> None:
+    request = job_request("nowhere", "", specification={"ContainerEntrypoint": ["no-such-program"]})
+    server.training.create_training_job(request)
+    reason = wait_ended(server, "nowhere")["FailureReason"]
+    assert "no-such-program cannot be started: No such file or directory" in reason
+    assert reason.endswith(", exit code: 127")
+
+
 def test_uncompressed_output_lies_file_by_file(server: LocalSageMaker) -> None:
     script = SAVE + "open(os.environ['SM_OUTPUT_DATA_DIR'] + '/plot', 'w').write('p')"
     output = {"S3OutputPath": f"s3://{BUCKET}/output", "CompressionType": "NONE"}
@@ -286,7 +296,8 @@ path.write_text("7"); print("first life", flush=True); time.sleep(60)
     )  # fmt: skip
     server.training.create_training_job(request)
     wait_for_log(server, "spot", "first life")
-    server.training.interrupt("spot")
+    url = f"{server.url}/local/training-jobs/spot/interrupt"
+    urllib.request.urlopen(url, data=b"", timeout=30).close()
     job = wait_ended(server, "spot")
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
     statuses = [each["Status"] for each in job["SecondaryStatusTransitions"]]
@@ -431,6 +442,27 @@ def test_name_that_is_not_there_is_not_found(client: Any) -> None:
     assert refused.value.response["Error"]["Code"] == "ValidationException"
     with pytest.raises(client.exceptions.ResourceNotFound):
         client.stop_training_job(TrainingJobName="nobody")
+
+
+def test_web_page_runs_no_job(server: LocalSageMaker) -> None:
+    headers = {"X-Amz-Target": "SageMaker.ListTrainingJobs", "Content-Type": "application/x-amz-json-1.1"}
+    request = urllib.request.Request(server.url, data=b"{}", headers=headers)
+    urllib.request.urlopen(request, timeout=30).close()
+    request.add_header("Origin", "http://evil.example")
+    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert b"AccessDeniedException" in refused.value.read()
+    refused.value.close()
+
+
+@pytest.mark.parametrize(("body", "code"), [(b"not json", "Serialization"), (b"[]", "Serialization")])
+def test_body_that_is_no_object_is_refused(server: LocalSageMaker, body: bytes, code: str) -> None:
+    headers = {"X-Amz-Target": "SageMaker.ListTrainingJobs", "Content-Type": "application/x-amz-json-1.1"}
+    request = urllib.request.Request(server.url, data=body, headers=headers)
+    with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert json.loads(refused.value.read())["__type"] == f"{code}Exception"
+    refused.value.close()
 
 
 def test_unsupported_operation_is_named(client: Any) -> None:

@@ -173,6 +173,17 @@ def test_address_that_is_not_loopback_is_warned_of(tmp_path: Path) -> None:
         stop_server(server)
 
 
+@pytest.mark.parametrize("name", ["shared-1", "shared-2"])
+def test_session_fixture_is_one_server_for_all_tests(local_sagemaker: RunningServer, name: str) -> None:
+    s3, client = local_sagemaker.client("s3"), local_sagemaker.client("sagemaker")
+    buckets = [each["Name"] for each in s3.list_buckets()["Buckets"]]
+    assert (name == "shared-2") == ("shared-1" in buckets)
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": client.meta.region_name})
+    assert client.list_training_jobs()["TrainingJobSummaries"] == []
+    s3.close()
+    client.close()
+
+
 def test_second_server_on_one_folder_is_refused(tmp_path: Path, server: RunningServer) -> None:
     refused = _dogbreed(tmp_path, "start", "--foreground", "--port", "0")
     assert refused.returncode == 2
