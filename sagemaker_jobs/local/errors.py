@@ -7,6 +7,7 @@ ServiceError
 ├── ResourceNotFound
 ├── ResourceLimitExceeded
 ├── ConflictException
+├── AccessDeniedException   a request that a web page sent
 ├── ModelError              a model's container answered an invocation with an error
 ├── ModelNotReadyException
 ├── ValidationError         ValidationException, as the runtime calls it
