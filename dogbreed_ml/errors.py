@@ -10,6 +10,7 @@ Every error that a user can cause or must act on is one of these; its message is
     │   └── CheckpointError  a checkpoint that cannot be read
     ├── BackendError       a back end that is absent here or disagrees with torch fp32
     ├── FeaturesError      features that do not fit or cannot be kept
+    ├── ProfileError       profiler files that are absent or damaged
     ├── TrackingError      the tracking server or store refused, or stayed away
     └── SearchError        a search that cannot go on
 """
@@ -45,6 +46,10 @@ class BackendError(DogbreedError):
 
 class FeaturesError(DogbreedError):
     """Features that would not fit, or that cannot be kept."""
+
+
+class ProfileError(DogbreedError):
+    """Profiler files that are absent or damaged."""
 
 
 class TrackingError(DogbreedError):
