@@ -74,6 +74,7 @@ def fit(
     num_classes: int,
     device: torch.device,
     spans: Spans = NO_SPANS,
+    loss_function: nn.Module | None = None,
 ) -> Iterator[EpochResult]:
     """Trains `model` in place and yields after each epoch.
 
