@@ -80,13 +80,14 @@ def fit(
 
     `model` maps what `train` yields to logits (B, K); parameters that do not require gradients stay as they are.
     Leaving the loop early leaves the model as the last epoch had it; with `patience` it has the best epoch's weights
-    once the loop ends by itself. The same seed on the same device gives the same losses.
+    once the loop ends by itself. The same seed on the same device gives the same losses. `loss_function` is what
+    `build_loss` makes; a debugger makes it beforehand, to hook onto it.
     """
     with spans.span("initialisation"):
         model.to(device)
-        loss_function = nn.CrossEntropyLoss(
-            weight=_class_weights(train.labels, config, num_classes).to(device), label_smoothing=config.label_smoothing
-        )
+        if loss_function is None:
+            loss_function = build_loss(train.labels, config, num_classes)
+        loss_function.to(device)
         num_steps = math.ceil(train.num_samples / config.batch_size) * config.num_epochs
         optimizer = _optimizer(model, config)
         schedule = _schedule(optimizer, config, num_steps)
@@ -131,6 +132,12 @@ def fit(
             break
     if best_weights is not None:
         model.load_state_dict(best_weights)
+
+
+def build_loss(labels: Tensor, config: TrainConfig, num_classes: int) -> nn.CrossEntropyLoss:
+    """The loss that `fit` minimises: logits (B, K) float and labels (B,) int64 to a scalar."""
+    weight = _class_weights(labels, config, num_classes)
+    return nn.CrossEntropyLoss(weight=weight, label_smoothing=config.label_smoothing)
 
 
 def evaluate(
