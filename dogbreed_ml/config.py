@@ -20,6 +20,17 @@ Trainable = Literal["head", "layer4", "layer3", "all"]
 Augmentation = Literal["none", "flip", "flip_crop", "randaugment"]
 BackendName = Literal["auto", "torch-fp32", "torch-bf16", "torch-amp", "openvino-fp32", "openvino-bf16"]
 SplitName = Literal["train", "valid", "test"]
+TensorRuleName = Literal[
+    "LossNotDecreasing",
+    "VanishingGradient",
+    "ExplodingTensor",
+    "Overfit",
+    "Overtraining",
+    "PoorWeightInitialization",
+    "DeadRelu",
+    "ClassImbalance",
+    "AllZero",
+]
 
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9](-?[A-Za-z0-9])*")
 
@@ -327,6 +338,71 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """The profiler: what is recorded of a run, and what its rules tolerate."""
+
+    enabled: bool = False
+    """Whether train and tune record a profile and judge it; the verb profile always does."""
+    interval_ms: float = 500.0
+    """Milliseconds between two samples of the machine's use."""
+    trace_start: int = 10
+    """The first training step of the torch.profiler window."""
+    trace_steps: int = 0
+    """Training steps that torch.profiler traces, operator by operator; 0 traces none."""
+    debugger: bool = False
+    """Whether smdebug's hook saves losses, gradients, weights and activations, and tensor rules judge them."""
+    save_interval: int = 50
+    """Training steps from one that the debugger saves to the next."""
+    stop_on: list[TensorRuleName] = field(default_factory=list)
+    """Tensor rules that end the training when they trigger; needs debugger."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Parameters of rules other than SageMaker's defaults, as RULE_PARAMETER: {StepOutlier_stddev: 2}."""
+
+    def __post_init__(self) -> None:
+        _require_number("profile.interval_ms", self.interval_ms, low=10)
+        _require_number("profile.trace_start", self.trace_start, low=0)
+        _require_number("profile.trace_steps", self.trace_steps, low=0)
+        _require_number("profile.save_interval", self.save_interval, low=1)
+        for name in self.stop_on:
+            _require_choice("profile.stop_on", name, get_args(TensorRuleName))
+        _require(
+            self.debugger or not self.stop_on, "profile.stop_on needs profile.debugger to be true", list(self.stop_on)
+        )
+        _check_profiler_rules({key: value for key, value in self.rules.items() if not _is_tensor_rule(key)})
+
+    @property
+    def profiler_rules(self) -> dict[str, Any]:
+        """The keys of SageMaker's ProfilerReport."""
+        return {key: value for key, value in self.rules.items() if not _is_tensor_rule(key)}
+
+    @property
+    def tensor_rules(self) -> dict[str, dict[str, Any]]:
+        """Parameters by tensor rule."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in self.rules.items():
+            if _is_tensor_rule(key):
+                rule, _, parameter = key.partition("_")
+                found.setdefault(rule, {})[parameter] = value
+        return found
+
+
+def _is_tensor_rule(key: str) -> bool:
+    return key.partition("_")[0] in get_args(TensorRuleName)
+
+
+def _check_profiler_rules(parameters: Mapping[str, Any]) -> None:
+    if not parameters:
+        return
+    from smdebug_rulesconfig import ProfilerReport
+
+    try:
+        ProfilerReport(**parameters)
+    except (AssertionError, TypeError) as error:
+        rule = "profile.rules must have RULE_PARAMETER keys and values that the rule takes"
+        raise ConfigError(f"{rule}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """What is recorded in MLflow besides params, metrics and artifacts."""
 
@@ -353,6 +429,7 @@ class ExperimentConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

@@ -13,12 +13,13 @@ import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-from dogbreed_ml.config import ExperimentConfig, TrackingConfig, config_hash
+from dogbreed_ml.config import ExperimentConfig, ProfileConfig, TrackingConfig, config_hash
 
 VARYING = (
     "search.num_trials",
     "search.timeout_s",
     "search.num_parallel",
+    *(f"profile.{field.name}" for field in dataclasses.fields(ProfileConfig)),
     *(f"tracking.{field.name}" for field in dataclasses.fields(TrackingConfig)),
 )
 """What may change between two commands of one search: nothing that a trial's result depends on."""
