@@ -8,10 +8,13 @@ debugger.verdicts
 """
 
 import contextlib
+import importlib
 import io
 import logging
+import struct
+import sys
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -81,16 +84,20 @@ class Debugger:
         if self._hook is not None:
             self._hook.attach(model, loss_function)
 
-    def epochs(self, results: "Generator[EpochResult, None, None]") -> "Iterator[EpochResult]":
+    def epochs(self, results: "Iterator[EpochResult]") -> "Iterator[EpochResult]":
         """Passes on the epochs; the one in which a rule of `stop_on` triggered is the last."""
-        # Closed where it is left early, so that the training's own clean-up runs now.
-        with contextlib.closing(results):
+        try:
             for result in results:
                 self._look(result)
                 yield result
                 if self.stopped_by is not None:
                     logger.warning("epoch=%d training stopped by the rule %s.", result.epoch, self.stopped_by)
                     return
+        finally:
+            # Left early, the training's own clean-up runs now.
+            close = getattr(results, "close", None)
+            if close is not None:
+                close()
 
     def close(self) -> None:
         """Takes the hook off and judges what was saved; the files stay."""
@@ -115,8 +122,7 @@ class Debugger:
     def _look(self, result: "EpochResult") -> None:
         if self._hook is None:
             return
-        if "valid/loss" in result.metrics:
-            self._hook.save_valid_loss(result.metrics["valid/loss"])
+        self._hook.save_epoch(result.metrics["train/loss"], result.metrics.get("valid/loss"))
         if self._hook.flush() and self._stop_on:
             triggered = self._judged().look()
             self.stopped_by = next((rule for rule in self._stop_on if rule in triggered), None)
@@ -141,6 +147,7 @@ class TrialJudge:
 
     def look(self) -> set[RuleName]:
         """Judges the steps saved since the last look; the rules that triggered in them."""
+        from google.protobuf.message import DecodeError
         from smdebug.exceptions import RuleEvaluationConditionMet, SMDebugError
 
         triggered: set[RuleName] = set()
@@ -151,7 +158,7 @@ class TrialJudge:
                 except RuleEvaluationConditionMet:
                     triggered.add(name)
                 # What smdebug's readers raise for a damaged file; one rule's trouble is not another's.
-                except (SMDebugError, OSError, ValueError, KeyError, IndexError, AssertionError) as error:
+                except (SMDebugError, DecodeError, struct.error, OSError, ValueError, LookupError) as error:
                     self._errors.setdefault(name, f"step {step} could not be read: {type(error).__name__}: {error}")
             self._last_step = step
         return triggered
@@ -190,12 +197,13 @@ def check_rules(names: Sequence[str]) -> None:
 
 def import_smdebug(module: str) -> ModuleType:
     """dogbreed_ml.debugging.<module>, which imports smdebug; 2.4 s the first time."""
-    import importlib
-
     # On import smdebug logs to the stdout that it finds, and warns about what it imports.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         imported = importlib.import_module(f"dogbreed_ml.debugging.{module}")
+        # pyinstrument, which smdebug imports, leaves a finder of Python 2's kind: each later import of what is absent
+        # would warn.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
     smdebug_logger = logging.getLogger("smdebug")
     smdebug_logger.handlers.clear()
     smdebug_logger.propagate = True

@@ -7,11 +7,15 @@ caller counts in: optimizer steps. Each function returns every step at which its
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating] | NDArray[np.integer]
+_NOISE_SHARE = 0.01
+
+Array = NDArray[Any]
+"""Any shape, float or integer."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,8 @@ def poor_weight_initialization(
 ) -> list[Finding]:
     """In the first `steps` saved steps, `losses` are theirs: no new lowest loss for `patience` of them, and a cause.
 
+    A new lowest loss is lower by 1 %: batches differ by as much.
+
     A cause is a variance of activation inputs that differs between layers by a factor above `threshold`, or a
     gradient whose 5th and 95th percentiles are closer than `distribution_range`. Either alone is no ailment: with
     pretrained weights gradients are as small as that while the loss falls.
@@ -238,8 +244,8 @@ def poor_weight_initialization(
 def _has_stalled(losses: Sequence[float], patience: int) -> bool:
     if len(losses) <= patience:
         return False
-    before, after = losses[:-patience] if patience else losses, losses[-patience:] if patience else losses
-    return not min(after) < min(before)
+    before, after = losses[: len(losses) - patience], losses[len(losses) - patience :]
+    return not min(after, default=math.inf) < (1 - _NOISE_SHARE) * min(before)
 
 
 def _finite(**values: float) -> dict[str, float]:

@@ -11,21 +11,33 @@ from typing import Any
 
 import torch
 from smdebug import SaveConfig, SaveConfigMode, modes
+from smdebug.core.utils import error_handling_agent
 from smdebug.pytorch import Hook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dogbreed_ml.debugging.parameters import TENSOR_RULES, rule_collections
+from dogbreed_ml.errors import ProfileError
 
+_NAME = "_module_name"
+"""The attribute in which smdebug looks for a module's name."""
 LOSS_NAME = "CrossEntropyLoss"
 """smdebug saves CrossEntropyLoss_output_0 in its collection `losses`."""
-COLLECTIONS = {"labels": "^labels$", "predictions": "^predictions$", "biases": None, "weights": None, "gradients": None}
+EPOCH_LOSS_NAME = "epoch_train_loss"
+COLLECTIONS = {
+    "labels": "^labels$",
+    "predictions": "^predictions$",
+    "epoch": "^epoch_",
+    "biases": None,
+    "weights": None,
+    "gradients": None,
+}
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingHook(Hook):  # type: ignore[misc]
-    """Saves the steps of training; of evaluation it keeps one loss an epoch (`save_valid_loss`).
+    """Saves the steps of training; of evaluation it keeps an epoch's losses (`save_epoch`).
 
     smdebug's modes are TRAIN and EVAL. Tensors are named as smdebug names them, with one thing more: a ReLU's name
     ends with `relu`, which SageMaker's rules look for.
@@ -38,7 +50,11 @@ class TrainingHook(Hook):  # type: ignore[misc]
             out_dir=str(out_dir),
             save_config=SaveConfig({modes.TRAIN: every, modes.EVAL: SaveConfigMode(save_interval=1)}),
         )
-        collections = dict(COLLECTIONS)
+        if error_handling_agent.disable_smdebug:
+            # smdebug logs what goes wrong in there, switches itself off for the rest of the process, and returns.
+            atexit.unregister(self._cleanup)
+            raise ProfileError(f"smdebug must be able to save tensors in {out_dir}; its log says why it cannot.")
+        collections: dict[str, str | None] = dict(COLLECTIONS)
         for rule in TENSOR_RULES:
             collections |= rule_collections(rule)
         for name, regex in collections.items():
@@ -49,11 +65,12 @@ class TrainingHook(Hook):  # type: ignore[misc]
         self._handles: list[RemovableHandle] = []
         self._inplace: list[nn.Module] = []
         self._is_training = False
+        self.exported_collections: bool = False
 
     def attach(self, model: nn.Module, loss_function: nn.Module) -> None:
         """Hooks onto the loss and onto the part of the model that is trained; `detach` takes everything off again."""
         self.register_module(model)
-        loss_function._module_name = LOSS_NAME
+        setattr(loss_function, _NAME, LOSS_NAME)
         self._handles.append(loss_function.register_forward_hook(self.forward_hook))
 
     def register_module(self, module: nn.Module) -> None:
@@ -63,14 +80,14 @@ class TrainingHook(Hook):  # type: ignore[misc]
         relus = [each for each in _last_modules(module, trained) if isinstance(each, nn.ReLU)]
         for each in [*trained, *relus]:
             name = names[each]
-            each._module_name = name if each in trained or name.endswith("relu") else f"{name}.relu"
+            setattr(each, _NAME, name if each in trained or name.endswith("relu") else f"{name}.relu")
             self._handles.append(each.register_forward_hook(self.forward_hook))
         for relu in relus:
             if relu.inplace:
                 # In place, what the hook sees as the input is already the output.
                 relu.inplace = False
                 self._inplace.append(relu)
-        module._module_name = module._get_name()
+        setattr(module, _NAME, module._get_name())
         self._handles.append(module.register_forward_pre_hook(self.forward_pre_hook))
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -98,15 +115,17 @@ class TrainingHook(Hook):  # type: ignore[misc]
             self.exported_collections = True
         return True
 
-    def save_valid_loss(self, loss: float) -> None:
-        """Saves the valid split's mean loss as a step of its own, in mode EVAL."""
+    def save_epoch(self, train_loss: float, valid_loss: float | None) -> None:
+        """Saves an epoch's mean losses as a step of its own, in mode EVAL."""
         self._close_writers()
         self.set_mode(modes.EVAL)
         if not self.prepared_collections:
             self._prepare_collections()
         self._increment_step()
         self._initialize_writers()
-        self.record_tensor_value(LOSS_NAME, torch.tensor(loss))
+        self._save_for_tensor(EPOCH_LOSS_NAME, torch.tensor(train_loss))
+        if valid_loss is not None:
+            self.record_tensor_value(LOSS_NAME, torch.tensor(valid_loss))
         self.last_saved_step = self.step
         self._close_writers()
 

@@ -8,22 +8,12 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from dogbreed_ml.config import nearest
+from dogbreed_ml.config import TensorRuleName, nearest
 from dogbreed_ml.errors import ConfigError
 
-RuleName = Literal[
-    "LossNotDecreasing",
-    "VanishingGradient",
-    "ExplodingTensor",
-    "Overfit",
-    "Overtraining",
-    "PoorWeightInitialization",
-    "DeadRelu",
-    "ClassImbalance",
-    "AllZero",
-]
+RuleName = TensorRuleName
 TENSOR_RULES: tuple[RuleName, ...] = get_args(RuleName)
 
 DEFAULTS: Mapping[RuleName, Mapping[str, int | float | bool]] = {

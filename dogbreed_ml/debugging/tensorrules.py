@@ -3,6 +3,7 @@
 Imported only where tensors are judged: smdebug takes 2.4 s to import.
 """
 
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
 
-LOSSES = "losses"
+LOSSES, EPOCH_COLLECTION = "losses", "epoch"
 _MIN_LABELS_OF_CLASS = 5
 """A breed is judged by its mispredictions from so many labels on."""
 
@@ -211,10 +212,10 @@ class ClassImbalance(TensorRule):
             self.datapoints += len(truth)
         counts: dict[str, int] = {}
         wrong: dict[str, int] = {}
-        for truth, chosen in self._seen:
-            name = f"class {truth}"
+        for label, answer in self._seen:
+            name = f"class {label}"
             counts[name] = counts.get(name, 0) + 1
-            wrong[name] = wrong.get(name, 0) + (truth != chosen)
+            wrong[name] = wrong.get(name, 0) + (label != answer)
         learned = sum(wrong.values()) <= self.parameters["threshold_misprediction"] * len(self._seen)
         judged_classes = {name: n for name, n in wrong.items() if counts[name] >= _MIN_LABELS_OF_CLASS and learned}
         return find.class_imbalance(self.train_step, counts, judged_classes, **self.parameters)
@@ -229,7 +230,11 @@ class ClassImbalance(TensorRule):
 
 
 class LossRule(TensorRule):
-    """A rule over losses: where evaluations were saved, over the mean of each epoch, else over each saved step."""
+    """A rule over losses: where evaluations were saved, one point an epoch, else each saved step.
+
+    The epoch's train loss is the one that this project's hook saves, else the mean of the steps saved since the last
+    evaluation.
+    """
 
     needs = "losses"
 
@@ -248,23 +253,21 @@ class LossRule(TensorRule):
         return []
 
     def look_at_evaluation(self, step: int) -> list[Finding]:
+        train = [float(value) for value in self.tensors(step, EPOCH_COLLECTION).values()] or self._this_epoch
         valid = self.loss(step)
-        if valid is None:
+        self._this_epoch = []
+        if not train:
             return []
-        if self._this_epoch:
-            self._epochs.append((self.train_step, float(np.mean(self._this_epoch)), valid))
-            self._this_epoch = []
-        elif self._epochs:
-            # The save interval is longer than an epoch: the last train loss known stands for it.
-            self._epochs.append((self.train_step, self._epochs[-1][1], valid))
+        self.datapoints += 1
+        self._epochs.append((self.train_step, float(np.mean(train)), math.nan if valid is None else valid))
         triggered = self.verdict().triggered
         return [Finding(self.train_step, LOSSES, "")] * max(0, triggered - len(self.found))
 
     def series(self) -> tuple[list[int], list[float], list[float]]:
         """Steps, train losses and valid losses; the last are empty without evaluations."""
         if self._epochs:
-            steps, train, valid = zip(*self._epochs, strict=True)
-            return list(steps), list(train), list(valid)
+            steps, train, valid = (list(column) for column in zip(*self._epochs, strict=True))
+            return steps, train, [] if all(map(math.isnan, valid)) else valid
         return [step for step, _ in self._steps], [loss for _, loss in self._steps], []
 
 

@@ -9,16 +9,17 @@ from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, Evidence, Verdict
 
 RECOMMENDATIONS: Mapping[RuleName, str] = {
     "LossNotDecreasing": "Try a smaller train.lr where the loss swings or grows, a larger one where it stands still.",
-    "VanishingGradient": "Train less of the network (model.trainable), start from pretrained weights, or raise train.lr.",
+    "VanishingGradient": "Start from pretrained weights (model.weights), train less of the network (model.trainable), "
+    "or raise train.lr.",
     "ExplodingTensor": "Lower train.lr by a factor of 10, and look for broken images where that does not help.",
-    "Overfit": "Regularise: augmentation (train.augmentation with train.num_views), model.dropout, more weight_decay or "
-    "label smoothing; or train fewer epochs.",
+    "Overfit": "Regularise: augmentation (train.augmentation with train.num_views), model.dropout, "
+    "train.weight_decay or train.label_smoothing; or train fewer epochs.",
     "Overtraining": "Stop earlier: set train.patience, or fewer train.num_epochs.",
     "PoorWeightInitialization": "Start from pretrained weights (model.weights), or another train.seed for the head.",
     "DeadRelu": "Lower train.lr: a step that was too large pushed these units below zero for every image.",
     "ClassImbalance": "Set train.class_weights: balanced, or add photographs of the rare breeds.",
-    "AllZero": "Look at where the tensor comes from: a zero gradient means that nothing reaches this layer, zero weights "
-    "that it was never initialised.",
+    "AllZero": "Look at where the tensor comes from: a gradient of zeros means that nothing reaches the layer, "
+    "weights of zeros that it was never initialised.",
 }
 
 
@@ -41,16 +42,7 @@ def judged(
     half = MAX_EVIDENCE // 2
     shown = findings if len(findings) <= MAX_EVIDENCE else (*findings[:half], *findings[-half:])
     times = times_s or {}
-    evidence = tuple(
-        Evidence(
-            times.get(each.step, 0.0),
-            times.get(each.step, 0.0),
-            each.where,
-            each.what,
-            {"step": each.step, **each.values},
-        )
-        for each in shown
-    )
+    evidence = tuple(_evidence(each, times.get(each.step, 0.0)) for each in shown)
     return Verdict(
         rule,
         "IssuesFound",
@@ -62,3 +54,7 @@ def judged(
         RECOMMENDATIONS[rule],
         {"steps": sorted({each.step for each in findings})[:1000], "where": sorted({each.where for each in findings})},
     )
+
+
+def _evidence(finding: Finding, time_s: float) -> Evidence:
+    return Evidence(time_s, time_s, finding.where, finding.what, {"step": finding.step, **finding.values})
