@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 RAW_DIR: Final = "raw"
 TRACE_DIR: Final = "trace"
 
+START: Final = "start"
+"""The first span of a recording; takes no time."""
+
 TAG_PREFIX: Final = "profiler."
 """`profiler.StepOutlier=IssuesFound`."""
 
@@ -88,6 +91,9 @@ def profiled(folder: Path, config: ProfileConfig) -> Iterator[ProfileSession]:
     # The sampler first: smdebug's readers drop events from before its first file.
     session.sampler.start()
     try:
+        # The first sample follows a little later: this mark is where the job starts.
+        with session.spans.span(START):
+            pass
         yield session
     finally:
         session.trace.close()

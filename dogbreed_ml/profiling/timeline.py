@@ -27,12 +27,13 @@ MAX_SPANS: Final = 2_000_000
 _BLOCK_ROWS: Final = 10_000
 
 DATA_WAIT: Final = "data_wait"
+TRANSFER: Final = "transfer"
 EVALUATION: Final = "evaluation"
 EVALUATION_DATA_WAIT: Final = f"{EVALUATION}/{DATA_WAIT}"
 
 _STEP_PARTS: Final[dict[str, Mode]] = {
-    **dict.fromkeys((DATA_WAIT, "transfer", "forward", "backward", "optimizer"), "TRAIN"),
-    **dict.fromkeys((EVALUATION_DATA_WAIT, f"{EVALUATION}/transfer", f"{EVALUATION}/forward"), "EVAL"),
+    **dict.fromkeys((DATA_WAIT, TRANSFER, "forward", "backward", "optimizer"), "TRAIN"),
+    **dict.fromkeys((EVALUATION_DATA_WAIT, f"{EVALUATION}/{TRANSFER}", f"{EVALUATION}/forward"), "EVAL"),
 }
 _STEP_STARTS: Final[dict[str, Mode]] = {DATA_WAIT: "TRAIN", EVALUATION_DATA_WAIT: "EVAL"}
 
@@ -55,7 +56,7 @@ class Clock(NamedTuple):
 
 
 class TimelineRecorder:
-    """Records spans of any thread; `on_step` is told when a training step begins."""
+    """Records spans of any thread; `on_step` is told when a training step has its data."""
 
     def __init__(
         self, clock: Clock | None = None, *, on_step: Callable[[], None] | None = None, max_spans: int = MAX_SPANS
@@ -70,7 +71,8 @@ class TimelineRecorder:
         self._loop_thread = get_ident()
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        if self._on_step is not None and name == DATA_WAIT:
+        # Not at the wait: the one that finds the end of the data begins no step.
+        if self._on_step is not None and name == TRANSFER:
             self._on_step()
         code = self._names.get(name)
         if code is None:

@@ -27,7 +27,7 @@ class OperatorTime:
 
 
 class TraceWindow:
-    """Traces `num_steps` training steps from step `start` on; `step` is called as each begins.
+    """Traces `num_steps` training steps from step `start` on; `step` is called as each gets its data.
 
     Outside the window a step costs one comparison. A training that ends early ends the window.
     """
