@@ -1,5 +1,6 @@
 """The report's plots: figures of a recording, thinned so that a page stays small whatever was recorded."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -90,17 +91,19 @@ def heat_map_figure(system: SystemSamples) -> go.Figure | None:
 
 def step_histogram_figure(timeline: Timeline, limits_ms: Mapping[str, float]) -> go.Figure | None:
     """Durations of the steps of each mode; a line where outliers begin."""
+    by_mode = {mode: timeline.steps(mode)["duration_us"].to_numpy() / 1e3 for mode in timeline.modes}
+    if not by_mode:
+        return None
+    every = np.concatenate(list(by_mode.values()))
+    edges = np.histogram_bin_edges(every, bins=min(60, max(5, len(every) // 4)))
     figure = go.Figure()
-    for color, mode in zip(_COLORS, timeline.modes, strict=False):
-        durations = timeline.steps(mode)["duration_us"].to_numpy() / 1e3
-        counts, edges = np.histogram(durations, bins=min(60, max(5, len(durations) // 4)))
+    for color, (mode, durations) in zip(_COLORS, by_mode.items(), strict=False):
+        counts, _ = np.histogram(durations, bins=edges)
         centres, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
         figure.add_bar(x=centres, y=counts, width=widths, name=mode, marker_color=color, opacity=0.8)
         if mode in limits_ms:
             figure.add_vline(x=limits_ms[mode], line_dash="dash", line_color=color)
-    if not figure.data:
-        return None
-    # One outlier, far out, would leave the others a single bar: counts of 1 stay visible.
+    # Logarithmic, so that one outlier among thousands is seen.
     figure.update_yaxes(title="steps", type="log", rangemode="tozero")
     figure.update_xaxes(title="milliseconds")
     figure.update_layout(height=300, barmode="overlay", showlegend=True)
@@ -234,5 +237,9 @@ def _heat_rows(samples: pd.DataFrame, labels: Any, system: SystemSamples) -> pd.
     num_bins = _num_bins(samples if every.empty else every)
     means = samples["value"].groupby([labels, _bin_of(samples, system, num_bins)]).mean().unstack()
     means = means.reindex(columns=range(num_bins))
-    natural = sorted(means.index, key=lambda label: (len(str(label)), str(label)))
-    return means.loc[natural]
+    return means.loc[sorted(means.index, key=_natural)]
+
+
+def _natural(label: object) -> list[int | str]:
+    """cpu2 before cpu10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(label))]

@@ -34,6 +34,8 @@ PROFILER_SECTIONS: Final = {
 """Sections that are a rule and, for some, a plot; those before and after have tables of their own."""
 _PLOT_OF: Final = {"Load balancing": "balance", "Memory": "memory"}
 _EARLIER: Final = ("MaxInitializationTime", "OverallSystemUsage", "OverallFrameworkMetrics", "StepOutlier")
+_MAX_OPEN: Final = 8
+"""Rows of evidence that are shown without a click."""
 _ORDER: Final = {"IssuesFound": 0, "Error": 1, "NoIssuesFound": 2, "NotApplicable": 3}
 
 
@@ -200,7 +202,7 @@ def _evidence(evidence: Sequence[Evidence]) -> str:
         for each in evidence
     ]
     table = _table(("when", "where", "what", "figures"), rows, instead="")
-    return f"<details open><summary>Evidence</summary>{table}</details>"
+    return f"<details{' open' * (len(rows) <= _MAX_OPEN)}><summary>Evidence ({len(rows)})</summary>{table}</details>"
 
 
 def _operators(operators: Sequence[OperatorTime]) -> str:
