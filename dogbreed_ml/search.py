@@ -22,7 +22,7 @@ from dogbreed_ml.samplers import build_distributions, build_pruner, build_sample
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.studies import VARYING, open_journal, study_path
 from dogbreed_ml.tracking import DatasetInput, Run, Tracker
-from dogbreed_ml.trials import Objective, TrialPlan, TrialRecord, build_record, is_interrupted, run_trial
+from dogbreed_ml.trials import Judge, Objective, TrialPlan, TrialRecord, build_record, is_interrupted, run_trial
 from dogbreed_ml.workers import Death, WorkerPool, WorkerSpec, limit_torch_threads
 
 __all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord"]
@@ -127,19 +127,22 @@ class SearchStudy:
         tracker: Tracker,
         parent: Run,
         inputs: tuple[DatasetInput, ...] = (),
+        judge: Judge | None = None,
         console: Console | None = None,
         limit_threads: Callable[[int], None] = limit_torch_threads,
     ) -> SearchResult:
         """Runs trials until there are num_trials, the grid is exhausted or timeout_s is over.
 
-        `inputs` are the data sets that each child run names. `limit_threads` is called in each worker process with
-        its share of the cores. Raises SearchError where the first five trials, or all, failed.
+        `inputs` are the data sets that each child run names; `judge` gives each its tags from its epochs.
+        `limit_threads` is called in each worker process with its share of the cores. Raises SearchError where the
+        first five trials, or all, failed.
         """
         try:
             self.begin(parent.run_id)
             recover(self.study, self._storage, tracker, parent)
             records = [build_record(trial) for trial in self._counted()]
-            plan = TrialPlan(self.config, objective, build_distributions(self.config.search), parent.ref, inputs)
+            distributions = build_distributions(self.config.search)
+            plan = TrialPlan(self.config, objective, distributions, parent.ref, inputs, judge)
             with (
                 self._display(records, console) as display,
                 closing(self._trials(plan, tracker, parent, len(records), limit_threads)) as ended,

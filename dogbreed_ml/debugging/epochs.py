@@ -2,7 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dogbreed_ml.debugging.findings import Finding, class_imbalance, loss_not_decreasing, overfit, overtraining
 from dogbreed_ml.debugging.parameters import RuleName, parse_parameters
@@ -44,6 +48,33 @@ def judge_epochs(
         judge_overtraining(steps, train, valid, chosen["Overtraining"], unit="epochs"),
         _judge_counts(steps, label_counts, chosen["ClassImbalance"]),
     )
+
+
+@dataclass(frozen=True)
+class EpochJudge:
+    """Judges each trial of a search; picklable, so that worker processes have it too."""
+
+    label_counts: Mapping[str, int]
+    """The train split's images by breed."""
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By rule, over SageMaker's defaults."""
+
+    @classmethod
+    def build(
+        cls, labels: NDArray[np.int64], classes: Sequence[str], *, parameters: Mapping[str, Mapping[str, Any]]
+    ) -> Self:
+        """From the train split's labels (n,) in [0, K).
+
+        Raises ConfigError for a parameter that a rule does not have.
+        """
+        for rule in EPOCH_RULES:
+            parse_parameters(rule, parameters.get(rule, {}))
+        counts = np.bincount(labels, minlength=len(classes)).tolist()
+        return cls(dict(zip(classes, counts, strict=True)), parameters)
+
+    def __call__(self, results: Sequence[EpochFigures]) -> dict[str, str]:
+        """The tags of a trial's run."""
+        return verdict_tags(judge_epochs(results, label_counts=self.label_counts, parameters=self.parameters))
 
 
 def verdict_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:

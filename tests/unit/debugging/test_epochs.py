@@ -1,11 +1,14 @@
 """The rules over an epoch's figures, as they judge each trial of a search."""
 
+import pickle
 from collections.abc import Mapping
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from dogbreed_ml.debugging.epochs import EPOCH_RULES, judge_epochs, verdict_tags
+from dogbreed_ml.debugging.epochs import EPOCH_RULES, EpochJudge, judge_epochs, verdict_tags
+from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.train import EpochResult
 
@@ -84,3 +87,13 @@ def test_verdicts_become_tags() -> None:
         "profiler.Overtraining": "NotApplicable",
         "profiler.ClassImbalance": "NoIssuesFound",
     }
+
+
+def test_judge_of_trials_counts_breeds_and_is_picklable() -> None:
+    labels = np.array([0] * 300 + [1] * 10)
+    judge = pickle.loads(pickle.dumps(EpochJudge.build(labels, ("beagle", "collie"), parameters={})))
+    assert judge.label_counts == {"beagle": 300, "collie": 10}
+    tags = judge(epochs([1.0, 0.9], [1.0, 0.9]))
+    assert tags["profiler.ClassImbalance"] == "IssuesFound"
+    with pytest.raises(ConfigError, match="is not a parameter of Overfit"):
+        EpochJudge.build(labels, ("beagle", "collie"), parameters={"Overfit": {"nothing": 1}})
