@@ -17,6 +17,7 @@ MAX_ROWS: Final = 64
 """Cores and GPUs of a heat map; the busiest of more."""
 
 _COLORS: Final = ("#2f6f8f", "#c8743a", "#23794b", "#8a6d1a", "#7a4f9e", "#b23b3b", "#5d6b76", "#4aa3a2")
+_LEGEND: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.03}
 _OUTLIER: Final = "#b23b3b"
 _LINES: Final = {
     "CPUUtilization": "CPU",
@@ -48,7 +49,7 @@ def utilisation_figure(system: SystemSamples, *, only: tuple[str, ...] = ()) -> 
         return None
     figure.update_yaxes(title="percent", range=[0, 102])
     figure.update_xaxes(title="seconds since the start")
-    figure.update_layout(height=300, legend={"orientation": "h", "y": 1.12})
+    figure.update_layout(height=300, legend=_LEGEND)
     return figure
 
 
@@ -85,7 +86,7 @@ def heat_map_figure(system: SystemSamples) -> go.Figure | None:
     )
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(title="seconds since the start")
-    figure.update_layout(height=130 + 20 * len(table))
+    figure.update_layout(height=170 + 20 * len(table))
     return figure
 
 
@@ -132,7 +133,7 @@ def step_series_figure(timeline: Timeline, outliers: Mapping[str, list[dict[str,
         return None
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="milliseconds", rangemode="tozero")
-    figure.update_layout(height=300, legend={"orientation": "h", "y": 1.12})
+    figure.update_layout(height=300, legend=_LEGEND)
     return figure
 
 
@@ -162,7 +163,7 @@ def step_parts_figure(timeline: Timeline) -> go.Figure | None:
     figure.add_bar(x=first, y=other, name="other", marker_color="#d5dbe0")
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="milliseconds a step")
-    figure.update_layout(height=320, barmode="stack", bargap=0.05, legend={"orientation": "h", "y": 1.12})
+    figure.update_layout(height=320, barmode="stack", bargap=0.05, legend=_LEGEND)
     return figure
 
 
@@ -174,7 +175,7 @@ def balance_figure(histograms: Mapping[str, list[float]]) -> go.Figure | None:
     for color, (where, shares) in zip(_COLORS * 8, histograms.items(), strict=False):
         figure.add_bar(x=[f"{10 * n} to {10 * n + 10} %" for n in range(10)], y=shares, name=where, marker_color=color)
     figure.update_yaxes(title="share of the time", tickformat=".0%")
-    figure.update_layout(height=280, legend={"orientation": "h", "y": 1.12})
+    figure.update_layout(height=280, legend=_LEGEND)
     return figure
 
 

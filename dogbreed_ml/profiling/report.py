@@ -248,7 +248,7 @@ def _plot(name: str, figure: Any) -> str:
         return ""
     figure.update_layout(
         template="plotly_white",
-        margin={"l": 60, "r": 20, "t": 30, "b": 45},
+        margin={"l": 60, "r": 20, "t": 44, "b": 45},
         font={"family": "system-ui, sans-serif", "size": 13},
     )
     rendered: str = plotly.io.to_html(
