@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any, Final
 
 import torch
@@ -32,6 +33,9 @@ MIN_GAIN: Final = 1.05
 _NUM_WARM_STEPS: Final = 3
 _NUM_STEPS: Final = 8
 _FINAL_ROUNDS: Final = 3
+_MAX_PASSES: Final = 5
+_ENOUGH_S: Final = 1.0
+"""Short passes are repeated until they took so long together; the fastest counts, since noise only slows."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,14 @@ def _paired(bench: Workbench, config: ExperimentConfig, best: Mapping[str, Any])
 
 
 def _images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
-    """Of the training steps after the first few."""
+    """Of the training steps after the first few, in the fastest of a few passes."""
+    start, speeds = perf_counter(), list[float]()
+    while not speeds or (len(speeds) < _MAX_PASSES and perf_counter() - start < _ENOUGH_S):
+        speeds.append(_pass_images_per_s(bench, config))
+    return max(speeds)
+
+
+def _pass_images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
     feeds = bench.feeds(config)
     batch_size = config.train.batch_size
     num_samples = min(feeds.train.num_samples, (_NUM_WARM_STEPS + _NUM_STEPS) * batch_size)

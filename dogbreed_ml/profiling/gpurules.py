@@ -251,7 +251,8 @@ def _patient_gpus(
     patient = [gpu for gpu in gpus if len(gpu.table) >= parameters["patience"]]
     if not patient:
         longest = max(len(gpu.table) for gpu in gpus)
-        return [], not_applicable(rule, _shortness(longest, parameters), datapoints=longest)
+        missing = _shortness(longest, parameters) if longest else f"no GPU {column} was sampled"
+        return [], not_applicable(rule, missing, datapoints=longest)
     return patient, None
 
 

@@ -148,6 +148,8 @@ def test_bottlenecks_of_files_with_gpus_alone_are_not_judged(tmp_path: Path) -> 
     write_machine(tmp_path, gpus={"gpu0": constant(5)})
     verdict = one(tmp_path, rule_configs.CPUBottleneck())
     assert (verdict.status, verdict.reason) == ("NotApplicable", "not applicable: nothing but the GPU was sampled")
+    memory = one(tmp_path, rule_configs.GPUMemoryIncrease())
+    assert (memory.status, memory.reason) == ("NotApplicable", "not applicable: no GPU memory was sampled")
 
 
 def test_nan_samples_are_left_out(tmp_path: Path) -> None:
