@@ -1,6 +1,7 @@
 """A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ CONFIG = ExperimentConfig(
     profile=ProfileConfig(interval_ms=50),
     tracking=TrackingConfig(system_metrics=False),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Where other programs work too, torch's threads wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
