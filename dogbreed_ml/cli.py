@@ -74,26 +74,34 @@ def _answer(command: Command, arguments: Sequence[str]) -> str:
 
         return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip()
     with _stdout_to_stderr(), _interrupted_by_sigterm(), _context(command, arguments) as context:
-        if command.verb == "ui":
-            _exec_ui(command, context)
         answer = _run_verb(command, context)
     return json.dumps(answer.to_dict()) if command.json else answer.render()
 
 
 def _run_verb(command: Command, context: "Context") -> Answer:
     # Here, not at the top: torch alone takes 2 s, which --help and a wrong flag need not wait for.
-    from dogbreed_ml import pipeline
+    match command.verb:
+        case "data":
+            from dogbreed_ml.pipeline import data
 
-    if command.verb == "data":
-        if command.clear_features:
-            return _Freed(pipeline.clear_features(command.config, context=context))
-        return pipeline.describe_data(command.config, context=context)
-    if command.verb == "train":
-        return pipeline.train(command.config, context=context)
-    if command.verb == "tune":
-        return pipeline.tune(command.config, context=context)
-    model = str(command.checkpoint or command.model)
-    return _Predictions(command.images, pipeline.predict(command.images, model=model, context=context))
+            if command.clear_features:
+                return _Freed(data.clear_features(command.config, context=context))
+            return data.describe_data(command.config, context=context)
+        case "train":
+            from dogbreed_ml.pipeline import train
+
+            return train.train(command.config, context=context)
+        case "tune":
+            from dogbreed_ml.pipeline import tune
+
+            return tune.tune(command.config, context=context)
+        case "predict":
+            from dogbreed_ml.pipeline import predict
+
+            model = str(command.checkpoint or command.model)
+            return _Predictions(command.images, predict.predict(command.images, model=model, context=context))
+        case "ui":
+            return _exec_ui(command, context)
 
 
 def _exec_ui(command: Command, context: "Context") -> NoReturn:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from dogbreed_ml import pipeline
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import ConfigError, DataError
+from dogbreed_ml.pipeline import data
+from dogbreed_ml.pipeline import predict as prediction
 from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
 from dogbreed_ml.serve import Prediction
 
@@ -41,14 +42,14 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use_stage(monkeypatch: pytest.MonkeyPatch) -> UseStage:
-    """Puts a stage of the test's own in the place of `pipeline.describe_data`."""
+    """Puts a stage of the test's own in the place of `pipeline.data.describe_data`."""
 
     def use(stage: Stage) -> None:
         def describe_data(config: ExperimentConfig, *, context: Context) -> Told:
             stage(config, context)
             return Told()
 
-        monkeypatch.setattr(pipeline, "describe_data", describe_data)
+        monkeypatch.setattr(data, "describe_data", describe_data)
 
     return use
 
@@ -207,7 +208,7 @@ def test_predict_prints_a_line_an_image(monkeypatch: pytest.MonkeyPatch, capfd: 
         asked.append(model)
         return [Prediction("Boxer", 0.75, (("Boxer", 0.75), ("Beagle", 0.25))) for _ in paths]
 
-    monkeypatch.setattr(pipeline, "predict", predict)
+    monkeypatch.setattr(prediction, "predict", predict)
     Path("a.jpg").touch()
     Path("b.jpg").touch()
     assert main(["predict", "a.jpg", "b.jpg", "--checkpoint", "best.pt"]) == 0
