@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from dogbreed_ml.arguments import Command, parse
 from dogbreed_ml.config import to_dict
 from dogbreed_ml.errors import ConfigError, DogbreedError
+from dogbreed_ml.options import DataOptions, PredictOptions, TrainOptions, TuneOptions, UiOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dogbreed_ml.context import Context
-    from dogbreed_ml.serve import Prediction
 
 _logger = logging.getLogger("dogbreed_ml")
 
@@ -80,39 +80,41 @@ def _answer(command: Command, arguments: Sequence[str]) -> str:
 
 def _run_verb(command: Command, context: "Context") -> Answer:
     # Here, not at the top: torch alone takes 2 s, which --help and a wrong flag need not wait for.
-    match command.verb:
-        case "data":
+    options = command.options
+    match options:
+        case DataOptions():
             from dogbreed_ml.pipeline import data
 
-            if command.clear_features:
+            if options.clear_features:
                 return _Freed(data.clear_features(command.config, context=context))
             return data.describe_data(command.config, context=context)
-        case "train":
+        case TrainOptions():
             from dogbreed_ml.pipeline import train
 
             return train.train(command.config, context=context)
-        case "tune":
+        case TuneOptions():
             from dogbreed_ml.pipeline import tune
 
             return tune.tune(command.config, context=context)
-        case "predict":
+        case PredictOptions():
             from dogbreed_ml.pipeline import predict
 
-            model = str(command.checkpoint or command.model)
-            return _Predictions(command.images, predict.predict(command.images, model=model, context=context))
-        case "ui":
-            return _exec_ui(command, context)
+            return predict.predict(options, context=context, stdin=sys.stdin.buffer)
+        case UiOptions():
+            return _exec_ui(options, context)
+    raise ConfigError(f"{type(options).__name__} has no stage.")
 
 
-def _exec_ui(command: Command, context: "Context") -> NoReturn:
+def _exec_ui(options: UiOptions, context: "Context") -> NoReturn:
     """Becomes the MLflow UI: its process, its signals, its exit status."""
     uri = context.tracking_uri
     if uri.startswith(("http://", "https://")):
         raise ConfigError(f"MLFLOW_TRACKING_URI is {uri}, a server with a UI of its own; open that address.")
     where = ["--backend-store-uri", uri, "--default-artifact-root", str(context.project_dir / "mlruns")]
-    ui = [sys.executable, "-m", "mlflow", "ui", *where, "--host", command.host, "--port", str(command.port)]
+    ui = [sys.executable, "-m", "mlflow", "ui", *where, "--host", options.host, "--port", str(options.port)]
     _logger.debug("%s", shlex.join(ui))
-    os.execve(sys.executable, ui, dict(context.environment))
+    # MLflow's job runners serve features that nothing here uses, and take three processes.
+    os.execve(sys.executable, ui, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **context.environment})
 
 
 @contextmanager
@@ -192,24 +194,3 @@ class _Freed:
 
     def render(self) -> str:
         return f"{self.num_bytes / 2**20:.1f} MiB of kept features deleted"
-
-
-class _Predictions:
-    def __init__(self, images: Sequence[Path], predictions: "Sequence[Prediction]") -> None:
-        self.rows = list(zip(images, predictions, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"predictions": [self._row(path, each) for path, each in self.rows]}
-
-    @staticmethod
-    def _row(path: Path, prediction: "Prediction") -> dict[str, Any]:
-        top5 = [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
-        return {
-            "image": str(path),
-            "breed": prediction.breed,
-            "probability": prediction.probability,
-            "top5": top5,
-        }
-
-    def render(self) -> str:
-        return "\n".join(f"{path}: {each.breed} ({each.probability:.1%})" for path, each in self.rows)

@@ -11,7 +11,8 @@ Every error that a user can cause or must act on is one of these; its message is
     ├── BackendError       a back end that is absent here or disagrees with torch fp32
     ├── FeaturesError      features that do not fit or cannot be kept
     ├── TrackingError      the tracking server or store refused, or stayed away
-    └── SearchError        a search that cannot go on
+    ├── SearchError        a search that cannot go on
+    └── ServingError       a server that does not start, or does not answer as it should
 """
 
 
@@ -53,3 +54,7 @@ class TrackingError(DogbreedError):
 
 class SearchError(DogbreedError):
     """A search that cannot go on."""
+
+
+class ServingError(DogbreedError):
+    """A server that does not start, or does not answer as it should."""
