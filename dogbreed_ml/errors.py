@@ -58,3 +58,7 @@ class SearchError(DogbreedError):
 
 class ServingError(DogbreedError):
     """A server that does not start, or does not answer as it should."""
+
+
+class GateError(DogbreedError):
+    """A change of champion that the gate does not allow; the command line exits with 3."""
