@@ -353,16 +353,19 @@ class ExperimentConfig:
         )
         for dotted in self.search.space:
             self._check_searchable(dotted)
-        trains_head_alone = self.model.trainable == "head" and "model.trainable" not in self.search.space
-        require(
-            self.search.ensemble == 1 or trains_head_alone,
-            "search.ensemble above 1 needs model.trainable=head (heads over one frozen network can be averaged)",
-            self.search.ensemble,
-        )
+        self._check_ensemble()
 
     @property
     def registered_model_name(self) -> str:
         return f"{self.name}-resnet50"
+
+    def _check_ensemble(self) -> None:
+        if self.search.ensemble == 1:
+            return
+        rule = "search.ensemble above 1 averages linear heads over one frozen network"
+        require(self.model.trainable == "head", f"{rule}: model.trainable must be head", self.model.trainable)
+        others = [name for name in self.search.space if not name.startswith("train.") and name != "model.dropout"]
+        require(not others, f"{rule}: search.space may name train fields and model.dropout only", others)
 
     def _check_searchable(self, dotted: str) -> None:
         known = [name for name in flatten(self) if is_searchable(name)]

@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,8 @@ def opened(config: ExperimentConfig, context: Context, spans: SpanTotals) -> "tu
 
 def run_epochs(
     bench: Workbench, config: ExperimentConfig, model: Any, batches: Batches, *, valid: Batches | None
-) -> Iterator[EpochResult]:
-    return fit(
+) -> Generator[EpochResult]:
+    yield from fit(
         model,
         batches,
         valid=valid,
@@ -78,9 +78,9 @@ def logged_feeds(run: "Run", bench: Workbench, config: ExperimentConfig) -> Feed
     return feeds
 
 
-def evaluate_model(bench: Workbench, model: Any, batches: Batches) -> Evaluation:
+def evaluate_model(bench: Workbench, model: Any, batches: Batches, *, temperature: float) -> Evaluation:
     evaluated = evaluate(model, batches, device=bench.device)
-    return evaluate_logits(evaluated.logits.numpy(), evaluated.labels.numpy(), bench.splits.classes)
+    return evaluate_logits(evaluated.logits.numpy() / temperature, evaluated.labels.numpy(), bench.splits.classes)
 
 
 def log_evaluation(run: "Run", test: Evaluation, splits: Splits, epochs: Sequence[EpochMetrics]) -> None:
@@ -96,7 +96,14 @@ def log_evaluation(run: "Run", test: Evaluation, splits: Splits, epochs: Sequenc
 
 
 def log_model(
-    pyfunc: Any, tracker: "Tracker", run: "Run", network: Network, splits: Splits, config: ExperimentConfig
+    pyfunc: Any,
+    tracker: "Tracker",
+    run: "Run",
+    *,
+    network: Network,
+    splits: Splits,
+    config: ExperimentConfig,
+    temperature: float,
 ) -> str:
     checkpoint = Checkpoint(
         state_dict=dict(network.resnet.state_dict()),
@@ -104,7 +111,10 @@ def log_model(
         preprocessing=preprocessing_of(config),
         resnet_version=config.model.resnet_version,
         config=config,
+        temperature=temperature,
+        data_fingerprint=splits.fingerprint,
     )
+    run.log_metrics({"temperature": temperature})
     run.flush()
     with tempfile.TemporaryDirectory() as folder:
         path = save_checkpoint(checkpoint, Path(folder) / "checkpoint.pt")

@@ -3,6 +3,7 @@
 import logging
 from contextlib import closing
 
+from dogbreed_ml.calibration import fit_temperature
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.pipeline.stages import (
@@ -17,6 +18,7 @@ from dogbreed_ml.pipeline.stages import (
 )
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TrainSummary
+from dogbreed_ml.train import evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +41,16 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
                 run.log_epoch(result)
                 epochs.append(result)
         with spans.span("evaluation"):
-            valid = evaluate_model(bench, model, feeds.valid)
-            test = evaluate_model(bench, model, feeds.test)
+            evaluated = evaluate(model, feeds.valid, device=bench.device)
+            temperature = fit_temperature(evaluated.logits.numpy(), evaluated.labels.numpy())
+            valid = evaluate_model(bench, model, feeds.valid, temperature=temperature)
+            test = evaluate_model(bench, model, feeds.test, temperature=temperature)
             log_evaluation(run, test, splits, epochs)
         with spans.span("model"):
             network = bench.whole(config, model)
-            model_uri = log_model(pyfunc, tracker, run, network, splits, config)
+            model_uri = log_model(
+                pyfunc, tracker, run, network=network, splits=splits, config=config, temperature=temperature
+            )
         run.log_metrics({f"seconds/{stage}": seconds for stage, seconds in spans.seconds.items()})
         url = tracker.run_url(run)
     return TrainSummary(

@@ -1,13 +1,16 @@
 """`dogbreed tune`: a search, and whatever comes after one, whoever drove it."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dogbreed_ml.config import ExperimentConfig, with_values
+from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import SearchError
+from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.pipeline.refit import Refitted, average, refit
 from dogbreed_ml.pipeline.stages import (
     evaluate_model,
     log_beginning,
@@ -23,8 +26,10 @@ from dogbreed_ml.summaries import TuneSummary
 from dogbreed_ml.train import EpochResult
 from dogbreed_ml.workbench import Workbench
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
-    from dogbreed_ml.search import SearchResult
+    from dogbreed_ml.search import SearchResult, TrialRecord
     from dogbreed_ml.tracking import LoggedEpoch, Run, Tracker
 
 
@@ -93,26 +98,29 @@ def finish_search(
     best_value = result.best.value
     if best_value is None:
         raise SearchError(f"The best trial must have a value, trial {result.best.number} has none.")
-    best_config = with_values(config, result.best.values)
-    feeds = bench.feeds(best_config)
+    members = result.ranked[: config.search.ensemble]
     with spans.span("refit"):
-        model, epochs = bench.model(best_config), []
-        on_both = config.search.refit == "train_valid"
-        batches, valid = (feeds.train_valid, None) if on_both else (feeds.train, feeds.valid)
-        for epoch in run_epochs(bench, best_config, model, batches, valid=valid):
+        refitted = average(bench, [refit(bench, config, record) for record in members])
+        for epoch in refitted.epochs:
             parent.log_epoch(epoch)
-            epochs.append(epoch)
-            # Without a valid split nothing can stop early: the epoch that the trial kept ends the refit.
-            if on_both and epoch.epoch == result.best.best_epoch:
-                break
     with spans.span("evaluation"):
-        test = evaluate_model(bench, model, feeds.test)
+        feeds = bench.feeds(refitted.config)
+        test = evaluate_model(bench, refitted.model, feeds.test, temperature=refitted.temperature)
         curves = _curves(tracker, result)
         parent.log_metrics(_valid_metrics(curves, result.best.best_epoch))
-        log_evaluation(parent, test, bench.splits, curves or epochs)
+        if config.search.ensemble > 1:
+            _log_ensemble(parent, refitted, members, config)
+        log_evaluation(parent, test, bench.splits, curves or refitted.epochs)
     with spans.span("model"):
-        network = bench.whole(best_config, model)
-        model_uri = log_model(pyfunc, tracker, parent, network, bench.splits, best_config)
+        model_uri = log_model(
+            pyfunc,
+            tracker,
+            parent,
+            network=bench.whole(refitted.config, refitted.model),
+            splits=bench.splits,
+            config=refitted.config,
+            temperature=refitted.temperature,
+        )
         version = register_challenger(
             tracker,
             config.registered_model_name,
@@ -146,6 +154,17 @@ def finish_search(
         seconds=rounded(spans),
         url=tracker.run_url(parent),
     )
+
+
+def _log_ensemble(
+    parent: "Run", refitted: Refitted, members: "Sequence[TrialRecord]", config: ExperimentConfig
+) -> None:
+    """The members by trial number, and what they come to together on valid, beside valid/ of the best alone."""
+    if len(members) < config.search.ensemble:
+        logger.warning("The ensemble has %d heads: no more trials were completed.", len(members))
+    parent.set_tags({"ensemble.trials": ", ".join(str(record.number) for record in members)})
+    together = compute_metrics(refitted.valid_logits / refitted.temperature, refitted.valid_labels)
+    parent.log_metrics({f"ensemble/valid_{name}": value for name, value in together.items()})
 
 
 def _curves(tracker: "Tracker", result: "SearchResult") -> "list[LoggedEpoch]":
