@@ -21,6 +21,7 @@ from dogbreed_ml.pipeline.stages import (
     rounded,
     run_epochs,
 )
+from dogbreed_ml.progress import TerminalProgress
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TuneSummary
 from dogbreed_ml.train import EpochResult
@@ -74,7 +75,8 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
             feeds = logged_feeds(parent, bench, config)
         with spans.span("search"):
             inputs = data_inputs(splits, names=("train", "valid"))
-            result = study.run(TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs)
+            console = context.progress.console if isinstance(context.progress, TerminalProgress) else None
+            result = study.run(TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs, console=console)
         summary = finish_search(config, result, bench=bench, tracker=tracker, parent=parent, spans=spans)
         study.finish()
     hit = feeds.table is not None and feeds.table.cached
