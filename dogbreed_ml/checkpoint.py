@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dogbreed_ml import __version__
 from dogbreed_ml.config import ExperimentConfig, from_dict, to_dict
 from dogbreed_ml.errors import CheckpointError, ConfigError
+from dogbreed_ml.model import Normalize, build_resnet50
 from dogbreed_ml.transforms import Preprocessing
 
 FORMAT_VERSION = 2
@@ -54,6 +55,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"A checkpoint's fc.weight must have one row for each of its {len(self.classes)} classes, got {shape}."
             )
+
+
+def build_module(checkpoint: Checkpoint) -> nn.Module:
+    """The network in eval mode, fp32: uint8 images (B, 3, S, S) to logits (B, K). Raises ModelError."""
+    preprocessing = checkpoint.preprocessing
+    resnet = build_resnet50(
+        len(checkpoint.classes), resnet_version=checkpoint.resnet_version, state_dict=checkpoint.state_dict
+    )
+    network = nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), resnet)
+    return network.to(torch.float32).eval().requires_grad_(False)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Path:

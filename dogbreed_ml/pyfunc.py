@@ -31,7 +31,8 @@ from dogbreed_ml.serve import Predictor
 SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 """What the model needs to be loaded and served, pinned to the versions that are installed when it is logged."""
 
-DEFAULT_DEVICE = "cpu"
+DEFAULT_MODEL_CONFIG = {"device": "cpu", "backend": "torch-fp32", "min_probability": 0.0}
+"""What MLflow shows of the model's settings; torch-fp32 gives the same numbers wherever the model is loaded."""
 
 
 def log_model(run_id: str, checkpoint_path: Path, *, tracking_uri: str, name: str = "model", step: int = 0) -> str:
@@ -73,7 +74,7 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
             loader_module=__name__,
             data_path=str(checkpoint_path),
             code_paths=[str(Path(__file__).parent)],
-            model_config={"device": DEFAULT_DEVICE},
+            model_config=dict(DEFAULT_MODEL_CONFIG),
             signature=build_signature(),
             input_example=pd.DataFrame({"image": [_draw_example()]}),
             pip_requirements=_requirements(),
@@ -166,7 +167,7 @@ class BreedModel:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return pd.DataFrame(
             {
-                "breed": [prediction.breed for prediction in predictions],
+                "breed": [prediction.answer for prediction in predictions],
                 "probability": [prediction.probability for prediction in predictions],
                 "top5": [
                     [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
@@ -192,6 +193,6 @@ def _image_bytes(value: object, *, index: int) -> bytes:
 
 
 def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> BreedModel:
-    """MLflow's entry point: `mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})` chooses the device."""
-    device = (model_config or {}).get("device", DEFAULT_DEVICE)
-    return BreedModel(Predictor.load(Path(data_path), device=device))
+    """MLflow's entry point: `mlflow.pyfunc.load_model(uri, model_config={"backend": "auto"})` chooses the back end."""
+    config = {**DEFAULT_MODEL_CONFIG, **(model_config or {})}
+    return BreedModel(Predictor.load(Path(data_path), **config))
