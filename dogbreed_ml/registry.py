@@ -11,7 +11,7 @@ from dogbreed_ml.tracking import Tracker
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 
-RUN_TAG = "run_id"
+RUN_TAG, MODEL_ID_TAG = "run_id", "model_id"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelVersion:
     """The run that made it."""
     tags: dict[str, str]
     model_id: str | None = None
-    """The logged model behind it, m-..."""
+    """The logged model behind it, m-...; None for a version that `register_challenger` did not make."""
 
     @property
     def uri(self) -> str:
@@ -39,7 +39,7 @@ def register_challenger(
 
     A logged model that is registered already keeps its version: calling twice does no harm.
     """
-    all_tags = {RUN_TAG: run_id, **(tags or {})}
+    all_tags = {RUN_TAG: run_id, MODEL_ID_TAG: model_uri.removeprefix("models:/"), **(tags or {})}
     version = tracker.patiently(lambda: _registered(tracker, name, model_uri, run_id, all_tags))
     tracker.patiently(lambda: tracker.client.set_registered_model_alias(name, CHALLENGER, str(version)))
     return load_version(tracker, name, version)
@@ -158,5 +158,6 @@ def _converted(version: MlflowVersion) -> ModelVersion:
         tuple(sorted(version.aliases)),
         version.run_id or None,
         dict(version.tags),
-        version.model_id or None,
+        # MLflow's database store takes a model_id and forgets it.
+        version.model_id or version.tags.get(MODEL_ID_TAG),
     )
