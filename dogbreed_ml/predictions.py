@@ -124,8 +124,9 @@ def _draw_sheet(images: Sequence[PredictedImage]) -> Image.Image:
     for index, image in enumerate(images):
         x, y = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
         sheet.paste(_thumbnail(image), (x, y))
-        share = image.prediction.probability if image.prediction else 0.0
-        draw.rectangle((x, y + _TILE, x + round(_TILE * share) - 1, y + _TILE + 3), fill=_BLUE)
+        if image.prediction is not None:
+            bar = round((_TILE - 1) * image.prediction.probability)
+            draw.rectangle((x, y + _TILE, x + bar, y + _TILE + 3), fill=_BLUE)
         draw.text((x, y + _TILE + 6), _fitting(draw, _caption(image), font), font=font, fill=_INK)
         draw.text((x, y + _TILE + 25), _fitting(draw, Path(image.name).name, small), font=small, fill=_MUTED)
     return sheet
