@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from dogbreed_ml.config import BackendName
 from dogbreed_ml.errors import BackendError
-from dogbreed_ml.openvino_backend import Images, OpenVinoBackend, Outputs, Purpose, capabilities, convert, read_model
+from dogbreed_ml.openvino_backend import Images as Images
+from dogbreed_ml.openvino_backend import OpenVinoBackend, Purpose, capabilities, convert, read_model
+from dogbreed_ml.openvino_backend import Outputs as Outputs
 from dogbreed_ml.policies import ServingBackendName
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,6 @@ NUM_AGREEMENT_IMAGES = 64
 """Images of the data set that the agreement is checked on."""
 
 _NUM_TIMED_IMAGES = 16
-
-__all__ = ["Images", "Outputs", "Purpose"]
 
 
 class Backend(Protocol):
