@@ -1,7 +1,8 @@
 """The front door: one command, a verb per stage.
 
-Exit status: 0 done, 1 failed, 2 bad arguments or config, 130 interrupted. The answer goes to stdout, with --json one
-JSON object and nothing else; logs, progress and errors go to stderr. The only place that prints and reads os.environ.
+Exit status: 0 done, 1 failed, 2 bad arguments or config, 3 a gate said no, 130 interrupted. The answer goes to stdout,
+with --json one JSON object and nothing else; logs, progress and errors go to stderr. The only place that prints and
+reads os.environ.
 """
 
 import atexit
@@ -20,8 +21,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dogbreed_ml.arguments import Command, parse
 from dogbreed_ml.config import to_dict
-from dogbreed_ml.errors import ConfigError, DogbreedError
-from dogbreed_ml.options import DataOptions, PredictOptions, TrainOptions, TuneOptions, UiOptions
+from dogbreed_ml.errors import ConfigError, DogbreedError, GateError
+from dogbreed_ml.options import (
+    DataOptions,
+    DeleteOptions,
+    DeployOptions,
+    EndpointsOptions,
+    HistoryOptions,
+    PredictOptions,
+    PromoteOptions,
+    TrainOptions,
+    TuneOptions,
+    UiOptions,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +42,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("dogbreed_ml")
 
-DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_ARGUMENTS, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Answer(Protocol):
@@ -47,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Python's last act is to walk every object of torch and MLflow in search of garbage: 1.5 s for nothing.
     atexit.register(gc.freeze)
     try:
-        text = _answer(parse(arguments), arguments)
+        text, status = _answer(parse(arguments), arguments)
     except ConfigError as error:
         return _fail(error, BAD_ARGUMENTS)
+    except GateError as error:
+        return _fail(error, REFUSED)
     except DogbreedError as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
@@ -60,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) went away; Python would complain once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
+    return status
 
 
 def _fail(error: DogbreedError, status: int) -> int:
@@ -68,14 +82,17 @@ def _fail(error: DogbreedError, status: int) -> int:
     return status
 
 
-def _answer(command: Command, arguments: Sequence[str]) -> str:
+def _answer(command: Command, arguments: Sequence[str]) -> tuple[str, int]:
+    """What to print, and the exit status."""
     if command.print_config:
         import yaml
 
-        return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip()
+        return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip(), DONE
     with _stdout_to_stderr(), _interrupted_by_sigterm(), _context(command, arguments) as context:
         answer = _run_verb(command, context)
-    return json.dumps(answer.to_dict()) if command.json else answer.render()
+    # A refusal of the gate is an answer too, with figures to read.
+    status = REFUSED if getattr(answer, "is_refused", False) else DONE
+    return json.dumps(answer.to_dict()) if command.json else answer.render(), status
 
 
 def _run_verb(command: Command, context: "Context") -> Answer:
@@ -96,6 +113,26 @@ def _run_verb(command: Command, context: "Context") -> Answer:
             from dogbreed_ml.pipeline import tune
 
             return tune.tune(command.config, context=context)
+        case PromoteOptions():
+            from dogbreed_ml.pipeline import promote
+
+            return promote.promote(command.config, options, context=context)
+        case HistoryOptions():
+            from dogbreed_ml.pipeline import history
+
+            return history.list_history(command.config, context=context)
+        case DeployOptions():
+            from dogbreed_ml.pipeline import deploy
+
+            return deploy.deploy(command.config, options, context=context)
+        case EndpointsOptions():
+            from dogbreed_ml.pipeline import endpoints
+
+            return endpoints.list_endpoints(context=context)
+        case DeleteOptions():
+            from dogbreed_ml.pipeline import endpoints
+
+            return endpoints.delete(options, context=context)
         case PredictOptions():
             from dogbreed_ml.pipeline import predict
 

@@ -3,15 +3,16 @@
 import http.client
 import json
 import logging
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dogbreed_ml.errors import ServingError
 from dogbreed_ml.policies import DeployConfig
@@ -24,7 +25,7 @@ START_TIMEOUT_S = 300.0
 """How long the model may take to load and warm up: INT8 and bf16 compile for tens of seconds on a slow machine."""
 
 _POLL_S = 0.05
-_KILL_AFTER_S = 10.0
+KILL_AFTER_S = 10.0
 """What a server may take to end beyond deploy.grace_s."""
 _PING_TIMEOUT_S = 5.0
 
@@ -90,16 +91,18 @@ class ServerProcess:
 
     def stop(self) -> None:
         """Lets it answer what is in flight, for deploy.grace_s at most."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(self.settings.deploy.grace_s + _KILL_AFTER_S)
-            except subprocess.TimeoutExpired:
-                logger.warning("The server %d did not end within its grace; it is killed.", self.pid)
+        try:
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.process.wait(self.settings.deploy.grace_s + KILL_AFTER_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("The server %d did not end within its grace; it is killed.", self.pid)
+        finally:
+            if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
 
     def _last_words(self) -> str:
         """What its log ends with, as the rest of a sentence."""
@@ -109,31 +112,28 @@ class ServerProcess:
         return f": {lines[-1].removeprefix('error: ')}" if lines else "; it left no word."
 
 
-def launch(settings: ServerSettings, *, log_path: Path | None, is_detached: bool = False) -> ServerProcess:
-    """Starts the process and returns at once; ServingError where the address is taken.
+def launch(
+    settings: ServerSettings, listener: socket.socket, *, log_path: Path | None, is_detached: bool = False
+) -> ServerProcess:
+    """Starts the process on a socket that is bound, and returns at once; the socket stays the caller's to close.
 
     One that is detached outlives the caller and the terminal; any other ends with the caller.
     """
-    settings = replace(settings, ends_with_stdin=not is_detached)
-    with bind(settings.host, settings.port) as listener:
-        listener.set_inheritable(True)
-        settings = replace(settings, port=listener.getsockname()[1])
-        command = [sys.executable, "-m", "dogbreed_ml.server", settings.to_json(), str(listener.fileno())]
-        started_at = time.perf_counter()
-        log: IO[bytes] | None = None if log_path is None else log_path.open("ab")
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL if is_detached else subprocess.PIPE,
-                # stdout belongs to the caller's answer.
-                stdout=sys.stderr.fileno() if log is None else log,
-                stderr=None if log is None else log,
-                pass_fds=[listener.fileno()],
-                start_new_session=is_detached,
-            )
-        finally:
-            if log is not None:
-                log.close()
+    settings = replace(settings, port=listener.getsockname()[1], ends_with_stdin=not is_detached)
+    listener.set_inheritable(True)
+    command = [sys.executable, "-m", "dogbreed_ml.server", settings.to_json(), str(listener.fileno())]
+    started_at = time.perf_counter()
+    with ExitStack() as files:
+        log = None if log_path is None else files.enter_context(log_path.open("ab"))
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if is_detached else subprocess.PIPE,
+            # stdout belongs to the caller's answer.
+            stdout=sys.stderr.fileno() if log is None else log,
+            stderr=None if log is None else log,
+            pass_fds=[listener.fileno()],
+            start_new_session=is_detached,
+        )
     return ServerProcess(settings, process, log_path, started_at)
 
 
@@ -155,7 +155,8 @@ def start_server(
         model_version=model_version,
     )
     with tempfile.TemporaryDirectory(prefix="dogbreed-server-") as folder:
-        server = launch(settings, log_path=Path(folder, "server.log"))
+        with bind(settings.host, settings.port) as listener:
+            server = launch(settings, listener, log_path=Path(folder, "server.log"))
         try:
             server.wait_ready()
             yield server
