@@ -12,15 +12,8 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits, quarantine_rows
-from dogbreed_ml.evaluation import (
-    EpochMetrics,
-    Evaluation,
-    compute_metrics,
-    confused_figure,
-    confusion_figure,
-    evaluate_logits,
-    learning_curves_figure,
-)
+from dogbreed_ml.evaluation import Evaluation, compute_metrics, evaluate_logits
+from dogbreed_ml.figures import EpochMetrics, confused_figure, confusion_figure, learning_curves_figure
 from dogbreed_ml.model import Network
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.train import Batches, EpochResult, evaluate, fit
