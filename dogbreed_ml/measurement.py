@@ -130,26 +130,26 @@ def recognise(url: str, paths: Sequence[Path], *, progress: Progress = NO_PROGRE
 
 
 def time_in_turns(
-    urls: Mapping[str, str],
+    urls: Mapping[int, str],
     images: Sequence[bytes],
     *,
     num_rounds: int,
     num_requests: int,
     progress: Progress = NO_PROGRESS,
-) -> dict[str, Timing]:
-    """Times each server in each round with the same images, forwards and backwards by turns. Raises ServingError."""
-    latencies: dict[str, list[list[float]]] = {name: [] for name in urls}
-    throughputs: dict[str, list[float]] = {name: [] for name in urls}
+) -> dict[int, Timing]:
+    """Times the server of each version in each round with the same images. Raises ServingError."""
+    latencies: dict[int, list[list[float]]] = {version: [] for version in urls}
+    throughputs: dict[int, list[float]] = {version: [] for version in urls}
     requested = list(itertools.islice(itertools.cycle(images), num_requests))
     with progress.track("time", num_rounds * len(urls), "turns") as advance:
         for number in range(num_rounds):
             # Who goes second would else always find the machine as the same other left it.
-            for name in list(urls) if number % 2 == 0 else list(urls)[::-1]:
-                one_by_one, images_per_s = _time_turn(urls[name], requested)
-                latencies[name].append(one_by_one)
-                throughputs[name].append(images_per_s)
+            for version in list(urls) if number % 2 == 0 else list(urls)[::-1]:
+                one_by_one, images_per_s = _time_turn(urls[version], requested)
+                latencies[version].append(one_by_one)
+                throughputs[version].append(images_per_s)
                 advance(1)
-    return {name: Timing(np.array(latencies[name]), np.array(throughputs[name])) for name in urls}
+    return {version: Timing(np.array(latencies[version]), np.array(throughputs[version])) for version in urls}
 
 
 def choose_spread(paths: Sequence[Path], count: int) -> list[Path]:

@@ -94,6 +94,8 @@ class Verdict:
     champion: Scores | None = None
     """None for the first champion, which is judged by absolute limits."""
     comparison: Comparison | None = None
+    min_breed_images: int = 1
+    """Breeds with fewer test images refuse nothing."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -122,7 +124,8 @@ def judge(
         _check_breeds(comparison, config),
     )
     passed = all(check.passed for check in checks)
-    return Verdict(passed, checks, len(labels), scores, score(champion, labels), comparison)
+    champion_scores = score(champion, labels)
+    return Verdict(passed, checks, len(labels), scores, champion_scores, comparison, config.min_breed_images)
 
 
 def score(measured: Measurement, labels: Sequence[str]) -> Scores:
@@ -224,13 +227,17 @@ def _check_accuracy(comparison: Comparison, config: PromotionConfig) -> Check:
 
 def _check_latency(comparison: Comparison, config: PromotionConfig) -> Check:
     ratio, limit = comparison.p95_ratio, config.max_p95_ratio
+    is_unclear = ratio.low <= limit < ratio.value
     return Check(
         name="latency",
         rule=f"p95 not surely above {limit:g} times the champion's (lower 95 % bound of the ratio).",
         value=ratio.low,
         limit=limit,
         passed=ratio.low <= limit,
-        details=f"p95 is {ratio.value:.2f} times the champion's (95 % {ratio.low:.2f} to {ratio.high:.2f})",
+        details=(
+            f"p95 is {ratio.value:.2f} times the champion's (95 % {ratio.low:.2f} to {ratio.high:.2f})"
+            f"{', too uncertain to refuse for' * is_unclear}"
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from mlflow.entities import LoggedModelInput
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 
@@ -122,6 +123,13 @@ def set_version_tags(tracker: Tracker, version: ModelVersion, tags: Mapping[str,
 def move_alias(tracker: Tracker, version: ModelVersion, alias: str) -> None:
     """Points an alias of the model to this version."""
     tracker.patiently(lambda: tracker.client.set_registered_model_alias(version.name, alias, str(version.version)))
+
+
+def link_model(tracker: Tracker, run_id: str, version: ModelVersion) -> None:
+    """Makes the version's model an input of the run, so that the model's page shows the run."""
+    if version.model_id is not None:
+        link = LoggedModelInput(version.model_id)
+        tracker.patiently(lambda: tracker.client.log_inputs(run_id, models=[link]))
 
 
 def _render_missing(tracker: Tracker, name: str, key: str) -> str:
