@@ -68,7 +68,7 @@ def render_promotion_page(
         plotly=get_plotlyjs(),
         title=html.escape(f"{model_name}: {names[0]}"),
         model=html.escape(model_name),
-        outcome=html.escape(outcome),
+        outcome=html.escape(_capitalised(outcome)),
         kind="passed" if verdict.passed else "refused",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=html.escape(_summary(verdict, timings)),
@@ -79,10 +79,14 @@ def render_promotion_page(
 
 def _summary(verdict: Verdict, timings: Mapping[str, Timing]) -> str:
     num_rounds, num_requests = next(iter(timings.values())).latencies_ms.shape
-    turns = (
-        f"in turns, {num_rounds} rounds of {num_requests} requests each" if len(timings) > 1 else "through its server"
+    turns = f"in {num_rounds} rounds{' by turns' * (len(timings) > 1)}, {num_requests} requests of one client in each"
+    return (
+        f"{_capitalised(' against '.join(timings))}, through their servers: {verdict.num_images} test images; {turns}."
     )
-    return f"Measured on {verdict.num_images} test images, {turns}: {' against '.join(timings)}."
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _render_checks(checks: Sequence[Check]) -> str:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.pipeline.promote import VERDICT_TAG
+from dogbreed_ml.pipeline.deploy import BACKEND_TAG, BY_TAG, SINCE_TAG, UNMEASURED_TAG, VERDICT_TAG
+from dogbreed_ml.pipeline.endpoints import ENDPOINT_TAG, UNTIL_TAG
 
 if TYPE_CHECKING:
+    from dogbreed_ml.registry import ModelVersion
     from dogbreed_ml.reigns import Reign
     from dogbreed_ml.tracking import Tracker
 
@@ -34,13 +36,30 @@ class GateRecord:
 
 
 @dataclass(frozen=True)
+class DeploymentRecord:
+    """The last time that a version was served, as its tags tell it."""
+
+    version: int
+    endpoint: str
+    backend: str
+    since: str
+    """ISO 8601, UTC."""
+    until: str | None
+    """None while it runs, or where its end was not seen."""
+    by: str
+    unmeasured_reason: str | None
+    """Why it was served without a verdict."""
+
+
+@dataclass(frozen=True)
 class History:
-    """The reigns of a model's champions and the gate's verdicts, oldest first."""
+    """The reigns of a model's champions, the gate's verdicts and what was served, oldest first."""
 
     model: str
     champion: int | None
     reigns: "tuple[Reign, ...]"
     verdicts: tuple[GateRecord, ...]
+    deployments: tuple[DeploymentRecord, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -48,6 +67,7 @@ class History:
             "champion": self.champion,
             "reigns": [reign.to_dict() for reign in self.reigns],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "deployments": [asdict(deployment) for deployment in self.deployments],
         }
 
     def render(self) -> str:
@@ -59,6 +79,9 @@ class History:
         if self.verdicts:
             heads = ("gate", "version", "against", "verdict", "run", "reasons")
             lines += ["", *_render_table(heads, [_verdict_row(verdict) for verdict in self.verdicts])]
+        if self.deployments:
+            heads = ("version", "served from", "to", "endpoint", "back end", "by", "unmeasured because")
+            lines += ["", *_render_table(heads, [_deployment_row(deployment) for deployment in self.deployments])]
         return "\n".join(lines)
 
     def _reign_row(self, reign: "Reign") -> tuple[str, ...]:
@@ -79,7 +102,7 @@ class History:
 
 def list_history(config: ExperimentConfig, *, context: Context) -> History:
     """Reads the registry's reigns and the experiment's gate runs; writes nothing."""
-    from dogbreed_ml.registry import CHAMPION, find_alias
+    from dogbreed_ml.registry import CHAMPION, find_alias, list_versions
     from dogbreed_ml.reigns import list_reigns
     from dogbreed_ml.tracking import Tracker
 
@@ -93,6 +116,7 @@ def list_history(config: ExperimentConfig, *, context: Context) -> History:
             champion=None if champion is None else champion.version,
             reigns=tuple(list_reigns(tracker, name)),
             verdicts=tuple(each for each in _verdicts(tracker, config.name) if each.model == name),
+            deployments=_deployments(list_versions(tracker, name)),
         )
 
 
@@ -130,6 +154,29 @@ def _record(run: Any) -> GateRecord:
         reasons=tags["promotion.reasons"],
         run_id=run.info.run_id,
     )
+
+
+def _deployments(versions: "list[ModelVersion]") -> tuple[DeploymentRecord, ...]:
+    served = [version for version in versions if SINCE_TAG in version.tags]
+    return tuple(
+        DeploymentRecord(
+            version=version.version,
+            endpoint=version.tags[ENDPOINT_TAG],
+            backend=version.tags[BACKEND_TAG],
+            since=version.tags[SINCE_TAG],
+            until=version.tags.get(UNTIL_TAG) or None,
+            by=version.tags[BY_TAG],
+            unmeasured_reason=version.tags.get(UNMEASURED_TAG),
+        )
+        for version in sorted(served, key=lambda each: each.tags[SINCE_TAG])
+    )
+
+
+def _deployment_row(deployment: DeploymentRecord) -> tuple[str, ...]:
+    since = _render_time(datetime.fromisoformat(deployment.since))
+    until = _render_time(datetime.fromisoformat(deployment.until)) if deployment.until else "open"
+    told = (deployment.endpoint, deployment.backend, deployment.by, deployment.unmeasured_reason or "")
+    return (str(deployment.version), since, until, *told)
 
 
 def _verdict_row(verdict: GateRecord) -> tuple[str, ...]:

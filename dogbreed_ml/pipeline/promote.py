@@ -13,6 +13,7 @@ from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.errors import GateError
 from dogbreed_ml.options import PromoteOptions
 from dogbreed_ml.pipeline.contenders import measure
+from dogbreed_ml.pipeline.deploy import VERDICT_TAG
 from dogbreed_ml.promotion import Scores, Verdict, judge
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 RUN_NAME = "promote"
 VERDICT_ARTIFACT = "promotion.json"
-VERDICT_TAG = "promotion.verdict"
 
 Outcome = Literal["passed", "refused", "forced"]
 
@@ -179,9 +179,7 @@ def _promote(
         notes=notes,
     )
     timings = {_title(number, challenger.version): each.timing for number, each in measured.items()}
-    page = render_promotion_page(
-        verdict, timings, model_name=challenger.name, outcome=_capitalised(promotion.sentence), notes=notes
-    )
+    page = render_promotion_page(verdict, timings, model_name=challenger.name, outcome=promotion.sentence, notes=notes)
     run.log_text(json.dumps(promotion.to_dict(), indent=2), VERDICT_ARTIFACT)
     run.log_text(page, PROMOTION_PAGE_ARTIFACT)
     run.log_metrics(_metrics(verdict))
@@ -269,10 +267,6 @@ def _figure(value: object) -> str:
 
 def _title(number: int, challenger: int) -> str:
     return f"version {number} ({'challenger' if number == challenger else 'champion'})"
-
-
-def _capitalised(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
 
 
 def _render_scores(name: str, scores: Scores) -> str:
