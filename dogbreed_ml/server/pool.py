@@ -244,6 +244,8 @@ class Pool:
             for worker in self._workers:
                 if worker is not None and worker.jobs and monotonic() - worker.heard_at > patience_s:
                     logger.error("worker %d has said nothing for %.0f s", worker.process.pid, patience_s)
+                    # At once, so that nothing more is handed to it while its end is on the way.
+                    worker.ready = None
                     worker.process.kill()
 
 
