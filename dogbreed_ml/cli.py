@@ -27,6 +27,7 @@ from dogbreed_ml.options import (
     DeleteOptions,
     DeployOptions,
     EndpointsOptions,
+    EvaluateOptions,
     HistoryOptions,
     PredictOptions,
     PromoteOptions,
@@ -113,6 +114,10 @@ def _run_verb(command: Command, context: "Context") -> Answer:
             from dogbreed_ml.pipeline import tune
 
             return tune.tune(command.config, context=context)
+        case EvaluateOptions():
+            from dogbreed_ml.pipeline import evaluate
+
+            return evaluate.evaluate(command.config, options, context=context)
         case PromoteOptions():
             from dogbreed_ml.pipeline import promote
 

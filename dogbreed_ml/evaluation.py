@@ -178,7 +178,7 @@ class ProbabilityReport:
 
     temperature: float
     metrics: dict[str, float]
-    """log_loss (nats) and ece, the expected calibration error; both also before the temperature, as *_raw."""
+    """loss (log loss, nats) and ece, the expected calibration error; both also before the temperature, as *_raw."""
     bins: tuple[ReliabilityBin, ...]
     bins_raw: tuple[ReliabilityBin, ...]
     """Before the temperature."""
@@ -214,7 +214,7 @@ def evaluate_probabilities(
         predicted, sureness = probabilities.argmax(axis=1), probabilities.max(axis=1)
         is_right = predicted == labels
         bins[suffix] = reliability_bins(sureness, is_right)
-        metrics[f"log_loss{suffix}"] = float(log_loss(labels, probabilities, labels=np.arange(len(classes))))
+        metrics[f"loss{suffix}"] = float(log_loss(labels, probabilities, labels=np.arange(len(classes))))
         metrics[f"ece{suffix}"] = expected_calibration_error(bins[suffix])
     wrong = np.flatnonzero(~is_right)
     surest = wrong[np.argsort(-sureness[wrong], kind="stable")][:MAX_MISTAKES]

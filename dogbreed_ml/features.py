@@ -295,7 +295,7 @@ class FeatureStore:
         values: NDArray[Any] | None = None
         checksum, row, start = 0, 0, perf_counter()
         with self.progress.track(f"features {backend.name}", num_rows, "images") as advance:
-            for output in backend.run(_decoded_batches(samples, preprocessing, views, backend.batch_size)):
+            for output in backend.run(decoded_batches(samples, preprocessing, views, batch_size=backend.batch_size)):
                 if values is None:
                     shape = (num_rows, *output.shape[1:])
                     values = np.lib.format.open_memmap(partial / FEATURES_FILE, "w+", dtype=backend.dtype, shape=shape)
@@ -374,8 +374,8 @@ def _view(sample: Sample, view: int, preprocessing: Preprocessing, views: Views)
     return augmented_square(image, preprocessing, views.augmentation, seed=seed)
 
 
-def _decoded_batches(
-    samples: Sequence[Sample], preprocessing: Preprocessing, views: Views, batch_size: int
+def decoded_batches(
+    samples: Sequence[Sample], preprocessing: Preprocessing, views: Views = PLAIN, *, batch_size: int
 ) -> Iterator[Images]:
     """Batches (B, S, S, 3) uint8 in row order, decoded by threads a little ahead of the forward pass."""
     pairs = ((sample, view) for sample in samples for view in range(views.first, views.first + views.num))

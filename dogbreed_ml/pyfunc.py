@@ -7,8 +7,8 @@ with MLflow's loader_module, not as a pickled object, so that it loads under any
 import atexit
 import base64
 import importlib.metadata
-import io
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema, TensorSpec
-from PIL import Image
 
 from dogbreed_ml.checkpoint import load_checkpoint
 from dogbreed_ml.errors import ImageError, ModelError, TrackingError
+from dogbreed_ml.examples import example_images
+from dogbreed_ml.quantization import INT8_DIR
 from dogbreed_ml.serve import Predictor
 
 SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 """What the model needs to be loaded and served, pinned to the versions that are installed when it is logged."""
+
+_DATA_DIR = "data"
+"""Where MLflow puts the checkpoint inside a model."""
 
 DEFAULT_MODEL_CONFIG = {"device": "cpu", "backend": "torch-fp32", "min_probability": 0.0}
 """What MLflow shows of the model's settings; torch-fp32 gives the same numbers wherever the model is loaded."""
@@ -76,7 +80,7 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
             code_paths=[str(Path(__file__).parent)],
             model_config=dict(DEFAULT_MODEL_CONFIG),
             signature=build_signature(),
-            input_example=pd.DataFrame({"image": [_draw_example()]}),
+            input_example=pd.DataFrame({"image": list(example_images())}),
             pip_requirements=_requirements(),
             uv_project_path=empty_dir,
         )
@@ -85,8 +89,8 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
 def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
     """Copies the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or runs:/RUN/NAME to a file.
 
-    The file lasts until this process ends. Raises ModelError where the model is not one of `log_model`'s, and
-    TrackingError where the store does not give it.
+    int8/ comes along where the model has it. The files last until this process ends. Raises ModelError where the
+    model is not one of `log_model`'s, and TrackingError where the store does not give it.
     """
     temporary = tempfile.TemporaryDirectory(prefix="dogbreed-")
     atexit.register(temporary.cleanup)
@@ -100,9 +104,46 @@ def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
         flavor = Model.load(str(fetch("MLmodel"))).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
         if flavor.get(mlflow.pyfunc.MAIN) != __name__:
             raise ModelError(f"{model_uri} must be a model that dogbreed-ml logged; name one of `dogbreed tune`'s.")
+        int8_path = f"{_DATA_DIR}/{INT8_DIR}"
+        if mlflow.artifacts.list_artifacts(artifact_uri=f"{location}/{int8_path}", tracking_uri=tracking_uri):
+            fetch(int8_path)
         return fetch(flavor[mlflow.pyfunc.DATA])
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{model_uri} could not be fetched from {tracking_uri}: {error}") from error
+
+
+def add_int8(model_id: str, checkpoint_path: Path, *, tracking_uri: str) -> None:
+    """Adds int8/, as `quantization.quantize` wrote it beside the checkpoint, to a logged model (m-...).
+
+    An INT8 model of an earlier call is replaced; where the new one is refused, the report says so. TrackingError.
+    """
+    int8_dir = checkpoint_path.parent / INT8_DIR
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        client.log_model_artifacts(model_id, str(int8_dir), f"{_DATA_DIR}/{INT8_DIR}")
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"The INT8 model could not be added to {model_id}: {error}") from error
+
+
+def link_evaluation(
+    run_id: str, model_id: str, metrics: Mapping[str, float], *, dataset: tuple[str, str], tracking_uri: str
+) -> None:
+    """Makes a logged model (m-...) an input of the run and logs the metrics to both, so that the model's page has them.
+
+    `dataset` is the name and digest of the data set that they are of. Raises TrackingError.
+    """
+    name, digest = dataset
+    now_ms = int(time.time() * 1000)
+    logged = [
+        Metric(key, value, now_ms, 0, model_id=model_id, dataset_name=name, dataset_digest=digest, run_id=run_id)
+        for key, value in metrics.items()
+    ]
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        client.log_batch(run_id, metrics=logged)
+    except MlflowException as error:
+        raise TrackingError(f"The metrics of {model_id} could not be logged to run {run_id}: {error}") from error
 
 
 def _artifact_location(model_uri: str, *, tracking_uri: str) -> str:
@@ -141,15 +182,6 @@ def _requirements() -> list[str]:
     # 2.14.1+cpu names one build of 2.14.1 that no common index has.
     versions = {package: importlib.metadata.version(package).partition("+")[0] for package in SERVING_PACKAGES}
     return [f"{package}=={version}" for package, version in versions.items()]
-
-
-def _draw_example() -> bytes:
-    """A gradient as JPEG: a photograph of the user's has no place in a model that others may see."""
-    rising = Image.linear_gradient("L").resize((224, 224))
-    picture = Image.merge("RGB", (rising, rising.rotate(90), rising.rotate(180)))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=60)
-    return buffer.getvalue()
 
 
 class BreedModel:

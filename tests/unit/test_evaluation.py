@@ -100,7 +100,7 @@ def test_probabilities_are_judged_before_and_after_the_temperature() -> None:
     report = evaluate_probabilities(logits * 5, labels, names(8), temperature=5.0)
     for suffix, scaled in (("", logits), ("_raw", logits * 5)):
         probabilities = softmax(scaled.astype(np.float64), axis=1)
-        assert report.metrics[f"log_loss{suffix}"] == pytest.approx(log_loss(labels, probabilities, labels=range(8)))
+        assert report.metrics[f"loss{suffix}"] == pytest.approx(log_loss(labels, probabilities, labels=range(8)))
     assert report.metrics["ece"] < report.metrics["ece_raw"]
     assert sum(each.count for each in report.bins) == 600
     assert report.coverage.at(0.0) == pytest.approx((1.0, accuracy_score(labels, logits.argmax(axis=1))))
