@@ -1,8 +1,8 @@
 """Challenger and champion behind their servers, measured with the same test images."""
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 class _Contender:
     version: "ModelVersion"
     checkpoint_path: Path
-    server: ServerProcess
     notes: tuple[str, ...]
 
     @property
@@ -49,38 +48,30 @@ def measure(
 
     With `may_go_alone` a champion that cannot be served is left out; else that is a ServingError.
     """
-    paths = [sample.path for sample in splits.test.samples]
-    timed = [path.read_bytes() for path in choose_spread(paths, config.promotion.num_requests)]
-    with ExitStack() as servers:
-        contenders = [_started(servers, tracker, challenger, config, splits)]
-        notes = list(contenders[0].notes)
+    # The challenger first: where the config is the wrong one, the champion is not to blame.
+    contenders, notes = [_prepared(tracker, challenger, splits)], []
+    with ExitStack() as stack:
+        servers: dict[int, ServerProcess] = {}
         if champion is not None:
             try:
-                contenders.append(_started(servers, tracker, champion, config, splits))
-                notes += contenders[1].notes
+                defender = _prepared(tracker, champion, splits)
+                servers[champion.version] = stack.enter_context(_serve(defender, config))
+                contenders.append(defender)
             except DogbreedError as error:
                 message = _unservable(champion, error)
                 if not may_go_alone:
                     raise ServingError(message) from error
                 notes.append(f"{message} The challenger was judged alone, by the limits of a first champion.")
-        urls = {each.number: each.server.url for each in contenders}
-        answers = {number: recognise(url, paths, progress=context.progress) for number, url in urls.items()}
-        timings = time_in_turns(
-            urls,
-            timed,
-            num_rounds=config.promotion.num_rounds,
-            num_requests=config.promotion.num_requests,
-            progress=context.progress,
-        )
-        measured = {each.number: _measurement(each, answers[each.number], timings[each.number]) for each in contenders}
+        servers[challenger.version] = stack.enter_context(_serve(contenders[0], config))
+        measured = _measured(contenders, servers, splits, config=config, context=context)
+    notes += [note for contender in contenders for note in contender.notes]
     for note in notes:
         logger.warning("%s", note)
     return measured, tuple(notes)
 
 
-def _started(
-    servers: ExitStack, tracker: "Tracker", version: "ModelVersion", config: ExperimentConfig, splits: Splits
-) -> _Contender:
+def _prepared(tracker: "Tracker", version: "ModelVersion", splits: Splits) -> _Contender:
+    """The version's files on this machine; DataError where it knows none of the breeds."""
     from dogbreed_ml.pyfunc import fetch_checkpoint
 
     path = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
@@ -93,18 +84,52 @@ def _started(
         )
     notes = []
     if unknown:
-        notes.append(
-            f"Version {version.version} does not know {_render_some(unknown)}: it mistakes each image of them."
-        )
+        notes.append(f"Version {version.version} does not know {_render_some(unknown)}, and mistakes all their images.")
     if checkpoint.data_fingerprint not in (None, splits.fingerprint):
         notes.append(
             f"Version {version.version} was trained on other data (fingerprint {checkpoint.data_fingerprint}) than "
             f"this config's ({splits.fingerprint}): it may have been trained on test images."
         )
-    server = servers.enter_context(
-        start_server(path, config=config.deploy, model_name=version.name, model_version=str(version.version))
+    return _Contender(version, path, tuple(notes))
+
+
+def _serve(contender: _Contender, config: ExperimentConfig) -> AbstractContextManager[ServerProcess]:
+    version = contender.version
+    return start_server(
+        contender.checkpoint_path,
+        config=config.deploy,
+        model_name=version.name,
+        model_version=str(version.version),
     )
-    return _Contender(version, path, server, tuple(notes))
+
+
+def _measured(
+    contenders: Sequence[_Contender],
+    servers: Mapping[int, ServerProcess],
+    splits: Splits,
+    *,
+    config: ExperimentConfig,
+    context: Context,
+) -> dict[int, Measurement]:
+    urls = {each.number: servers[each.number].url for each in contenders}
+    paths = [sample.path for sample in splits.test.samples]
+    timed = [path.read_bytes() for path in choose_spread(paths, config.promotion.num_requests)]
+    try:
+        answers = {number: recognise(url, paths, progress=context.progress) for number, url in urls.items()}
+        timings = time_in_turns(
+            urls,
+            timed,
+            num_rounds=config.promotion.num_rounds,
+            num_requests=config.promotion.num_requests,
+            progress=context.progress,
+        )
+    except ServingError as error:
+        named = ", ".join(f"version {number} is {url}" for number, url in urls.items())
+        raise ServingError(f"{error} ({named})") from error
+    return {
+        each.number: _measurement(each, servers[each.number], answers[each.number], timings[each.number])
+        for each in contenders
+    }
 
 
 def _unservable(champion: "ModelVersion", error: DogbreedError) -> str:
@@ -115,8 +140,9 @@ def _unservable(champion: "ModelVersion", error: DogbreedError) -> str:
     )
 
 
-def _measurement(contender: _Contender, answers: tuple[Answer, ...], timing: Timing) -> Measurement:
-    server = contender.server
+def _measurement(
+    contender: _Contender, server: ServerProcess, answers: tuple[Answer, ...], timing: Timing
+) -> Measurement:
     backend = str(ping(server.settings.host, server.settings.port).told.get("backend", "unknown"))
     files = [contender.checkpoint_path]
     int8_path = find_int8(contender.checkpoint_path)
