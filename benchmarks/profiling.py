@@ -15,10 +15,11 @@ from benchmarks.photographs import collect
 from benchmarks.results import Goal, Result, each, ratios
 from benchmarks.settings import Settings
 from dogbreed_ml.backend import device_of
-from dogbreed_ml.config import DataConfig, ExperimentConfig, ModelConfig, ProfileConfig, TrainConfig
+from dogbreed_ml.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.debugging.debugger import Debugger
 from dogbreed_ml.model import new_head
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.session import profiled
 from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.train import Batches, build_loss, fit

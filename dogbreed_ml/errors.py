@@ -12,7 +12,8 @@ Every error that a user can cause or must act on is one of these; its message is
     ├── FeaturesError      features that do not fit or cannot be kept
     ├── ProfileError       profiler files that are absent or damaged
     ├── TrackingError      the tracking server or store refused, or stayed away
-    └── SearchError        a search that cannot go on
+    ├── SearchError        a search that cannot go on
+    └── ServingError       a server that does not start, or does not answer as it should
 """
 
 
@@ -58,3 +59,11 @@ class TrackingError(DogbreedError):
 
 class SearchError(DogbreedError):
     """A search that cannot go on."""
+
+
+class ServingError(DogbreedError):
+    """A server that does not start, or does not answer as it should."""
+
+
+class GateError(DogbreedError):
+    """A change of champion that the gate does not allow; the command line exits with 3."""

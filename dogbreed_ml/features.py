@@ -299,7 +299,7 @@ class FeatureStore:
         values: NDArray[Any] | None = None
         checksum, row, start = 0, 0, perf_counter()
         with self.progress.track(f"features {backend.name}", num_rows, "images") as advance:
-            decoded = _decoded_batches(samples, preprocessing, views, backend.batch_size, self.spans)
+            decoded = decoded_batches(samples, preprocessing, views, batch_size=backend.batch_size, spans=self.spans)
             outputs = backend.run(_timed(decoded, self.spans, "features/data_wait"))
             for output in _timed(outputs, self.spans, "features/forward"):
                 with self.spans.span("features/write"):
@@ -395,8 +395,13 @@ def _view(sample: Sample, view: int, preprocessing: Preprocessing, views: Views,
         return augmented_square(image, preprocessing, views.augmentation, seed=seed)
 
 
-def _decoded_batches(
-    samples: Sequence[Sample], preprocessing: Preprocessing, views: Views, batch_size: int, spans: Spans
+def decoded_batches(
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    views: Views = PLAIN,
+    *,
+    batch_size: int,
+    spans: Spans = NO_SPANS,
 ) -> Iterator[Images]:
     """Batches (B, S, S, 3) uint8 in row order, decoded by threads a little ahead of the forward pass."""
     pairs = ((sample, view) for sample in samples for view in range(views.first, views.first + views.num))

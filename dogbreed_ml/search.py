@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,11 @@ class SearchResult:
     """All trials but interrupted ones, by number."""
     direction: Literal["maximize", "minimize"]
     metric: str
+
+    @property
+    def ranked(self) -> tuple[TrialRecord, ...]:
+        """The complete trials, the best first."""
+        return _ranked(self.trials, self.direction)
 
 
 class SearchStudy:
@@ -234,11 +239,8 @@ class SearchStudy:
                         yield record
 
     def _best(self, records: list[TrialRecord]) -> TrialRecord | None:
-        """The first of the best complete trials."""
-        complete = [(record.value, record) for record in records if record.state == "COMPLETE"]
-        sign = 1.0 if self.config.search.direction == "maximize" else -1.0
-        ordered = sorted(complete, key=lambda each: (-sign * (each[0] or 0.0), each[1].number))
-        return ordered[0][1] if ordered else None
+        ranked = _ranked(records, self.config.search.direction)
+        return ranked[0] if ranked else None
 
     def _stop_where_all_failed(self, records: list[TrialRecord]) -> None:
         if len(records) >= _TRIALS_THAT_MAY_ALL_FAIL and all(record.state == "FAILED" for record in records):
@@ -262,6 +264,13 @@ class SearchStudy:
             )
         search = self.config.search
         return SearchResult(self.study_name, best, tuple(records), search.direction, search.metric)
+
+
+def _ranked(records: Sequence[TrialRecord], direction: Literal["maximize", "minimize"]) -> tuple[TrialRecord, ...]:
+    """The complete trials, the best first; of equals the earlier one."""
+    complete = [record for record in records if record.state == "COMPLETE"]
+    sign = 1.0 if direction == "maximize" else -1.0
+    return tuple(sorted(complete, key=lambda each: (-sign * (each.value or 0.0), each.number)))
 
 
 def _study_number(name: str) -> int:

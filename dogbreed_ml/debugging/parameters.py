@@ -10,8 +10,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, get_args
 
-from dogbreed_ml.config import TensorRuleName, nearest
+from dogbreed_ml.config import nearest
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.policies import TensorRuleName
 
 RuleName = TensorRuleName
 TENSOR_RULES: tuple[RuleName, ...] = get_args(RuleName)

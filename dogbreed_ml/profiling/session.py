@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dogbreed_ml.config import ProfileConfig
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.figures import profile_figures
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import Recording

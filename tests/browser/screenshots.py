@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from dogbreed_ml.config import DataConfig, ExperimentConfig, ModelConfig, ProfileConfig, TrainConfig
+from dogbreed_ml.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.session import profiled
 from dogbreed_ml.train import fit

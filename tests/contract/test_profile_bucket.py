@@ -13,7 +13,7 @@ from profilerfiles import steps, write_machine, write_trace
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import DataError
-from dogbreed_ml.pipeline_profile import judge_source
+from dogbreed_ml.pipeline.profiled import judge_source
 
 
 @pytest.fixture

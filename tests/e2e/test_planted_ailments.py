@@ -14,7 +14,8 @@ import torch
 from smdebug_rulesconfig.profiler_rules import rules as rule_configs
 from torch import Tensor, nn
 
-from dogbreed_ml.config import ProfileConfig, TrainConfig
+from dogbreed_ml.config import TrainConfig
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import LoaderProcesses
 from dogbreed_ml.profiling.rules import judge

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from dogbreed_ml import pipeline
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import ConfigError, DataError
+from dogbreed_ml.pipeline import data
 from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
-from dogbreed_ml.serve import Prediction
 
 logger = logging.getLogger("dogbreed_ml.some.stage")
 
@@ -41,14 +40,14 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use_stage(monkeypatch: pytest.MonkeyPatch) -> UseStage:
-    """Puts a stage of the test's own in the place of `pipeline.describe_data`."""
+    """Puts a stage of the test's own in the place of `pipeline.data.describe_data`."""
 
     def use(stage: Stage) -> None:
         def describe_data(config: ExperimentConfig, *, context: Context) -> Told:
             stage(config, context)
             return Told()
 
-        monkeypatch.setattr(pipeline, "describe_data", describe_data)
+        monkeypatch.setattr(data, "describe_data", describe_data)
 
     return use
 
@@ -198,25 +197,6 @@ def test_print_config_is_yaml_that_gives_the_same_config(capfd: pytest.CaptureFi
     assert main(["tune", "--config", "again.yaml", "--print_config"]) == 0
     assert capfd.readouterr().out == first
     assert "lr: 0.5" in first
-
-
-def test_predict_prints_a_line_an_image(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
-
-    def predict(paths: tuple[Path, ...], *, model: str, context: Context) -> list[Prediction]:
-        asked.append(model)
-        return [Prediction("Boxer", 0.75, (("Boxer", 0.75), ("Beagle", 0.25))) for _ in paths]
-
-    monkeypatch.setattr(pipeline, "predict", predict)
-    Path("a.jpg").touch()
-    Path("b.jpg").touch()
-    assert main(["predict", "a.jpg", "b.jpg", "--checkpoint", "best.pt"]) == 0
-    assert capfd.readouterr().out == "a.jpg: Boxer (75.0%)\nb.jpg: Boxer (75.0%)\n"
-    assert main(["predict", "a.jpg", "--model", "models:/dogs@challenger", "--json"]) == 0
-    top5 = [{"breed": "Boxer", "probability": 0.75}, {"breed": "Beagle", "probability": 0.25}]
-    row = {"image": "a.jpg", "breed": "Boxer", "probability": 0.75, "top5": top5}
-    assert json.loads(capfd.readouterr().out) == {"predictions": [row]}
-    assert asked == ["best.pt", "models:/dogs@challenger"]
 
 
 def test_predict_with_a_file_that_is_no_checkpoint_fails_with_1(capfd: pytest.CaptureFixture[str]) -> None:

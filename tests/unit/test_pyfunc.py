@@ -64,7 +64,7 @@ def model(model_dir: Path) -> PyFuncModel:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint_path: Path) -> dict[str, Any]:
-    prediction = Predictor.load(checkpoint_path).predict([PHOTOGRAPH])[0]
+    prediction = Predictor.load(checkpoint_path, backend="torch-fp32").predict([PHOTOGRAPH])[0]
     top5 = [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
     return {"breed": prediction.breed, "probability": prediction.probability, "top5": top5}
 

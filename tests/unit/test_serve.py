@@ -30,7 +30,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint: Checkpoint) -> Predictor:
-    return Predictor.from_checkpoint(checkpoint)
+    return Predictor.from_checkpoint(checkpoint, backend="torch-fp32")
 
 
 def photograph(seed: int, *, image_format: str = "JPEG") -> bytes:
@@ -93,7 +93,7 @@ def test_predictor_names_the_image_that_it_cannot_read(predictor: Predictor, bad
 
 
 def test_predictor_loads_a_checkpoint_file(checkpoint: Checkpoint, predictor: Predictor, tmp_path: Path) -> None:
-    loaded = Predictor.load(save_checkpoint(checkpoint, tmp_path / "model.pt"))
+    loaded = Predictor.load(save_checkpoint(checkpoint, tmp_path / "model.pt"), backend="torch-fp32")
     assert loaded.classes == CLASSES
     assert loaded.preprocessing == SMALL
     assert loaded.predict([photograph(0)]) == predictor.predict([photograph(0)])

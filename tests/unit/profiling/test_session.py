@@ -10,8 +10,9 @@ import torch
 from profilerfiles import steps, write_machine, write_trace
 from torch import Tensor, nn
 
-from dogbreed_ml.config import ProfileConfig, TrainConfig
+from dogbreed_ml.config import TrainConfig
 from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.sampler import SystemSampler

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import nn
 
 from dogbreed_ml.backend import device_of
-from dogbreed_ml.config import ExperimentConfig, ProfileConfig
+from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.s3 import mirror_prefix
 from dogbreed_ml.data.sources import load_splits
@@ -25,6 +25,7 @@ from dogbreed_ml.debugging.epochs import judge_epochs
 from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.recordings import LoaderProcesses
 from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.session import Profile, ProfileSession, judge_folder, profiled

@@ -17,7 +17,6 @@ from dogbreed_ml.config import (
     ExperimentConfig,
     FeaturesConfig,
     ModelConfig,
-    ProfileConfig,
     TrackingConfig,
     TrainConfig,
     with_values,
@@ -25,8 +24,9 @@ from dogbreed_ml.config import (
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ProfileError
-from dogbreed_ml.pipeline_profile import ARTIFACT_DIR, PROFILES_DIR, judge_source, profile, profiled_run
-from dogbreed_ml.pipeline_suggest import suggest
+from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, judge_source, profile, profiled_run
+from dogbreed_ml.pipeline.suggest import suggest
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder
 from dogbreed_ml.spans import NO_SPANS
