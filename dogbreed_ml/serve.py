@@ -234,8 +234,8 @@ class Predictor:
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}.")
         probabilities = _softmax(self.logits(squares), self.temperature)
-        best = probabilities.topk(min(top_k, len(self.classes)), dim=1)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
         ranked = [tuple(zip((self.classes[i] for i in indices), values, strict=True)) for indices, values in rows]
         return [
             Prediction(breeds[0][0], breeds[0][1], breeds, is_sure=breeds[0][1] >= self.min_probability)
@@ -297,7 +297,7 @@ def _disagreement(
 ) -> str | None:
     """What is wrong with a back end's logits (B, K); None where they agree."""
     cosine = min_cosine(logits, reference)
-    difference = float((_softmax(logits, temperature) - _softmax(reference, temperature)).abs().max())
+    difference = float(np.abs(_softmax(logits, temperature) - _softmax(reference, temperature)).max())
     # Not `<`: each comparison with NaN is false.
     agrees = cosine >= MIN_COSINE and difference <= MAX_PROBABILITY_DIFFERENCE
     if agrees or (is_int8 and cosine >= MIN_INT8_COSINE):
@@ -315,8 +315,11 @@ def _latency_ms(backend: Backend, square: Images) -> float:
     return round(statistics.median(times), 2)
 
 
-def _softmax(logits: Outputs, temperature: float) -> torch.Tensor:
-    return torch.from_numpy(logits).div(temperature).softmax(dim=1)
+def _softmax(logits: Outputs, temperature: float) -> NDArray[np.float64]:
+    """(B, K). In numpy: torch's softmax and topk wake its threads, 0.27 ms of a forward pass of 10."""
+    powers: NDArray[np.float64] = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float64(temperature))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _available_device(name: str) -> torch.device:
