@@ -81,7 +81,8 @@ class TorchBackend:
             yield self._fetch(pending.popleft())
 
     def _launch(self, batch: Images) -> Tensor:
-        images = torch.from_numpy(batch)
+        # Pillow gives arrays that cannot be written, and torch warns of each.
+        images = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
         enabled = self._autocast is not None

@@ -45,8 +45,6 @@ def _draw_reliability(axes: "Axes", bins: "Sequence[ReliabilityBin]") -> None:
         axes.bar(middle, each.accuracy, width * 0.92, color=BLUE, alpha=0.85)
         axes.plot([middle, middle], sorted([each.accuracy, each.probability]), color=RED, linewidth=2)
         axes.plot(middle, each.probability, "_", color=RED, markersize=12, markeredgewidth=2)
-    axes.plot([], [], color=RED, linewidth=2, label="gap to the mean probability")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left")
     _finish(axes)
     axes.set_ylim(0, 1.02)
 
@@ -55,7 +53,9 @@ def _draw_counts(axes: "Axes", bins: "Sequence[ReliabilityBin]") -> None:
     for each in bins:
         axes.bar((each.low + each.high) / 2, each.count, 0.92 / NUM_BINS, color=GREY)
     _finish(axes)
-    axes.set_xlabel("probability of the breed named", color=MUTED)
+    axes.set_xlabel(
+        "probability of the breed named; red: its mean in each bin, and the gap to it", color=MUTED, fontsize=8
+    )
 
 
 def coverage_figure(report: ProbabilityReport, *, min_probability: float = 0.0) -> "Figure":
@@ -92,7 +92,7 @@ def _coverage_title(report: ProbabilityReport) -> str:
         if curve.accuracy[0] < wanted and threshold is not None:
             coverage, _ = curve.at(threshold)
             told.append(f"{wanted:.0%} right at a threshold of {threshold:.2f}, which answers {percent(coverage)}")
-    return "; ".join(told)
+    return "\n".join(told)
 
 
 def breeds_figure(evaluation: Evaluation) -> "Figure":

@@ -260,4 +260,4 @@ def mistakes_figure(mistakes: Sequence[Mistake], samples: Sequence[Photograph], 
 
 def _shortened(name: str) -> str:
     """As much of a breed's name as stands above a thumbnail."""
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    return name if len(name) <= 20 else f"{name[:19]}…"

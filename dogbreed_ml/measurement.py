@@ -4,6 +4,7 @@ Two servers are measured in turns, so that whatever else the machine does meets 
 """
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +19,17 @@ from numpy.typing import NDArray
 
 from dogbreed_ml.errors import ServingError
 from dogbreed_ml.progress import NO_PROGRESS, Progress
+from dogbreed_ml.significance import p95_ratio
+
+logger = logging.getLogger(__name__)
 
 NUM_CLIENTS = 4
 """Clients that ask at once where throughput counts."""
 NUM_WARM_UP = 5
 """Requests of each turn that are not timed: the other server had the caches before."""
 
+_LONGER = 3
+"""How many times as many rounds follow where the first ones are not clear."""
 _HEADERS = {"Content-Type": "application/x-image", "Accept": "application/json"}
 _TIMEOUT_S = 60.0
 _MAX_BUSY_S = 60.0
@@ -55,6 +61,13 @@ class Timing:
     """(num_rounds, num_requests): one client that waits for each answer."""
     images_per_s: NDArray[np.float64]
     """(num_rounds,): NUM_CLIENTS clients at once."""
+
+    def joined(self, later: "Timing") -> "Timing":
+        """These rounds and later ones."""
+        return Timing(
+            np.concatenate([self.latencies_ms, later.latencies_ms]),
+            np.concatenate([self.images_per_s, later.images_per_s]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +163,39 @@ def time_in_turns(
                 throughputs[version].append(images_per_s)
                 advance(1)
     return {version: Timing(np.array(latencies[version]), np.array(throughputs[version])) for version in urls}
+
+
+def time_until_clear(
+    urls: Mapping[int, str],
+    images: Sequence[bytes],
+    *,
+    num_rounds: int,
+    num_requests: int,
+    max_p95_ratio: float,
+    progress: Progress = NO_PROGRESS,
+) -> dict[int, Timing]:
+    """Times the challenger, first in `urls`, and the champion in turns; alone where there is no champion.
+
+    Where p95 looks too high but noise alone might be the cause, so that a slower challenger would pass, three times
+    as many rounds follow, once.
+    """
+
+    def time_rounds(count: int) -> dict[int, Timing]:
+        return time_in_turns(urls, images, num_rounds=count, num_requests=num_requests, progress=progress)
+
+    timings = time_rounds(num_rounds)
+    if len(timings) < 2:
+        return timings
+    challenger, champion = timings.values()
+    ratio = p95_ratio(challenger.latencies_ms, champion.latencies_ms)
+    if not ratio.low <= max_p95_ratio < ratio.value:
+        return timings
+    logger.info(
+        "p95 is %.2f times the champion's (95 %% %.2f to %.2f), which is not clear: %d more rounds",
+        *(ratio.value, ratio.low, ratio.high, _LONGER * num_rounds),
+    )
+    later = time_rounds(_LONGER * num_rounds)
+    return {version: timing.joined(later[version]) for version, timing in timings.items()}
 
 
 def choose_spread(paths: Sequence[Path], count: int) -> list[Path]:

@@ -138,9 +138,12 @@ def find_int8(checkpoint_path: Path) -> Path | None:
 
 def _quantized(model: Any, calibration: Images) -> Any:
     import_openvino()
+    logger_class = logging.getLoggerClass()
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    # NNCF makes its own logger class everybody's; its set_log_level would silence the handlers of others.
+    logging.setLoggerClass(logger_class)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     dataset = nncf.Dataset([image[None] for image in calibration[:MAX_CALIBRATION_IMAGES]])
     return nncf.quantize(model, dataset, subset_size=min(len(calibration), MAX_CALIBRATION_IMAGES))
 

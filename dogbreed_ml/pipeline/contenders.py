@@ -12,7 +12,7 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.errors import DataError, DogbreedError, ServingError
-from dogbreed_ml.measurement import Answer, Measurement, Timing, choose_spread, recognise, time_in_turns
+from dogbreed_ml.measurement import Answer, Measurement, Timing, choose_spread, recognise, time_until_clear
 from dogbreed_ml.quantization import find_int8
 from dogbreed_ml.server.process import ServerProcess, ping, start_server
 
@@ -113,14 +113,15 @@ def _measured(
 ) -> dict[int, Measurement]:
     urls = {each.number: servers[each.number].url for each in contenders}
     paths = [sample.path for sample in splits.test.samples]
-    timed = [path.read_bytes() for path in choose_spread(paths, config.promotion.num_requests)]
     try:
         answers = {number: recognise(url, paths, progress=context.progress) for number, url in urls.items()}
-        timings = time_in_turns(
+        gate = config.promotion
+        timings = time_until_clear(
             urls,
-            timed,
-            num_rounds=config.promotion.num_rounds,
-            num_requests=config.promotion.num_requests,
+            [path.read_bytes() for path in choose_spread(paths, gate.num_requests)],
+            num_rounds=gate.num_rounds,
+            num_requests=gate.num_requests,
+            max_p95_ratio=gate.max_p95_ratio,
             progress=context.progress,
         )
     except ServingError as error:

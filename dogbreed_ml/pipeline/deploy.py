@@ -97,16 +97,23 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
         version = resolve_version(tracker, config.registered_model_name, options.version)
         _require_verdict(version, options)
         with _started(version, config, options, tracker=tracker, context=context) as (endpoint, server):
-            _record(tracker, version, endpoint, options)
             if options.detach:
+                _record(tracker, version, endpoint, options)
                 return Deployment(endpoint, server.startup_s, is_running=True)
-            logger.info(
-                "%s version %d with %s on %s/invocations; Ctrl-C stops it",
-                version.name, version.version, endpoint.backend, endpoint.url,
-            )  # fmt: skip
-            _wait(server)
-            record_end(tracker, endpoint)
-            return Deployment(endpoint, server.startup_s, is_running=False)
+            try:
+                _record(tracker, version, endpoint, options)
+                logger.info(
+                    "%s version %d with %s on %s/invocations; Ctrl-C stops it",
+                    version.name, version.version, endpoint.backend, endpoint.url,
+                )  # fmt: skip
+                status = server.process.wait()
+            except KeyboardInterrupt:
+                # Not an interruption of the work, but its end.
+                logger.info("stopping; what is in flight is answered first")
+                server.stop()
+                record_end(tracker, endpoint)
+                return Deployment(endpoint, server.startup_s, is_running=False)
+            raise ServingError(f"The server ended by itself with status {status}; the lines above say why.")
 
 
 def _require_verdict(version: "ModelVersion", options: DeployOptions) -> None:
@@ -203,14 +210,3 @@ def _record(tracker: "Tracker", version: "ModelVersion", endpoint: Endpoint, opt
     if options.unmeasured and options.reason is not None:
         tags[UNMEASURED_TAG] = options.reason
     set_version_tags(tracker, version, tags)
-
-
-def _wait(server: ServerProcess) -> None:
-    """Until Ctrl-C or SIGTERM, then until what is in flight is answered."""
-    try:
-        status = server.process.wait()
-    except KeyboardInterrupt:
-        logger.info("stopping; what is in flight is answered first")
-        server.stop()
-        return
-    raise ServingError(f"The server ended by itself with status {status}; the lines above say why.")

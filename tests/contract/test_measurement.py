@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from dogbreed_ml.errors import ServingError
-from dogbreed_ml.measurement import NUM_CLIENTS, Answer, Client, choose_spread, recognise, time_in_turns
+from dogbreed_ml.measurement import (
+    NUM_CLIENTS,
+    Answer,
+    Client,
+    choose_spread,
+    recognise,
+    time_in_turns,
+    time_until_clear,
+)
 
 Reply = tuple[int, str, dict[str, str]]
 
@@ -41,6 +49,8 @@ def serve() -> Iterator[Callable[[Callable[[bytes], Reply]], tuple[str, Stage]]]
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Headers and body are two writes: the second would wait 40 ms for the first one's acknowledgement.
+            disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -169,6 +179,31 @@ def test_servers_are_timed_in_turns_with_the_same_images(serve: Serve) -> None:
     assert set(fast_stage.asked) == set(slow_stage.asked) == set(images)
     assert len(fast_stage.asked) == len(slow_stage.asked)
     assert slow_stage.max_at_once == NUM_CLIENTS
+
+
+@pytest.mark.parametrize(("limit", "num_rounds"), [(1.2, 20), (1000.0, 5)])
+def test_hiccup_that_looks_like_a_slow_server_is_measured_longer(serve: Serve, limit: float, num_rounds: int) -> None:
+    pause = threading.Event()
+    fast_url, _ = serve(lambda _: _breeds("Pug"))
+
+    def hiccup(_: bytes) -> Reply:
+        # All of the second turn's requests of one client, and none later.
+        if 60 < len(stage.asked) <= 85:
+            pause.wait(0.1)
+        return _breeds("Pug")
+
+    slow_url, stage = serve(hiccup)
+    timings = time_until_clear(
+        {2: slow_url, 1: fast_url}, [b"image"], num_rounds=5, num_requests=20, max_p95_ratio=limit
+    )
+    assert timings[2].latencies_ms.shape == timings[1].latencies_ms.shape == (num_rounds, 20)
+    assert (timings[2].latencies_ms >= 100).sum() >= 10
+
+
+def test_server_alone_is_timed_once(serve: Serve) -> None:
+    url, _ = serve(lambda _: _breeds("Pug"))
+    timings = time_until_clear({1: url}, [b"image"], num_rounds=5, num_requests=2, max_p95_ratio=1.2)
+    assert timings[1].latencies_ms.shape == (5, 2)
 
 
 def test_images_to_time_are_spread_over_all() -> None:

@@ -12,14 +12,17 @@ from dogbreed_ml.config import DataConfig, ExperimentConfig, TrackingConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import DataError, GateError, ServingError
+from dogbreed_ml.openvino_backend import capabilities
 from dogbreed_ml.options import PromoteOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.pipeline.promote import Promotion, Return, promote
-from dogbreed_ml.policies import DeployConfig, PromotionConfig
+from dogbreed_ml.policies import DeployConfig, PromotionConfig, ServingBackendName
 from dogbreed_ml.registry import CHAMPION, ModelVersion, find_alias, load_version, move_alias
+from dogbreed_ml.reigns import begin_reign
 from dogbreed_ml.tracking import Tracker
 
 DATA = DataConfig(source="synthetic", num_breeds=4, num_per_breed=30, test_share=0.54, image_size=64)
+BACKEND: ServingBackendName = "openvino-fp32" if capabilities() else "torch-fp32"
 CONFIG = ExperimentConfig(
     name="planted",
     data=DATA,
@@ -27,7 +30,7 @@ CONFIG = ExperimentConfig(
     # 16 test images a breed.
     promotion=PromotionConfig(min_breed_images=10, num_requests=20),
     # Named, so that nothing is measured to choose it.
-    deploy=DeployConfig(backend="torch-fp32", max_batch_size=4),
+    deploy=DeployConfig(backend=BACKEND, max_batch_size=4),
 )
 
 
@@ -93,14 +96,10 @@ def _failed(promotion: Promotion) -> list[str]:
     return [check.name for check in promotion.verdict.checks if not check.passed]
 
 
-def test_gate_from_the_first_champion_to_the_way_back(folder: Path) -> None:
+def test_gate_refuses_the_worse_lets_the_better_pass_and_goes_back(folder: Path) -> None:
     project = Project(folder, "reigns")
-    project.plant(4)
-    first = project.promote()
-    assert (first.outcome, first.champion, first.moved) == ("passed", None, True)
-    assert first.verdict.challenger.accuracy_top1 == 0.75
-    assert project.champion() == 1
-
+    with project.open() as tracker:
+        begin_reign(tracker, project.plant(4), "forced", replaces=None, reason="planted")
     worse = project.plant(10)
     refused = project.promote()
     assert worse.version == 2
@@ -127,12 +126,11 @@ def test_gate_from_the_first_champion_to_the_way_back(folder: Path) -> None:
         project.go_back(2)
     history = list_history(project.config, context=project.context)
     assert [(reign.version, reign.ground) for reign in history.reigns] == [
-        (1, "passed"),
+        (1, "forced"),
         (3, "passed"),
         (1, "returned"),
     ]
     assert [(each.version, each.outcome, each.dry_run) for each in history.verdicts] == [
-        (1, "passed", False),
         (2, "refused", False),
         (3, "passed", False),
     ]
@@ -158,12 +156,27 @@ def _assert_recorded(project: Project, refused: Promotion) -> None:
     assert (tags["promotion.verdict"], tags["promotion.run_id"]) == ("refused", refused.run_id)
     assert (tags["promotion.accuracy_top1"], tags["promotion.against"]) == ("0.375", "1")
     assert float(tags["promotion.p95_ms"]) > 0
-    assert tags["promotion.backend"] == "torch-fp32"
+    assert tags["promotion.backend"] == BACKEND
     assert tags["promotion.reasons"].startswith("accuracy: -37.50 points")
     defender = project.tags(1)
-    assert defender["promotion.verdict"] == "passed"
+    assert "promotion.verdict" not in defender
     assert (defender["challenged.by"], defender["challenged.outcome"]) == ("2", "refused")
     assert defender["challenged.accuracy_top1"] == "0.75"
+
+
+@pytest.mark.slow
+def test_first_champion_needs_what_the_config_asks_for(folder: Path) -> None:
+    project = Project(folder, "first")
+    project.plant(10)
+    refused = project.promote()
+    assert (refused.outcome, refused.champion, _failed(refused)) == ("refused", None, ["accuracy"])
+    assert project.champion() is None
+    project.plant(4)
+    first = project.promote()
+    assert (first.outcome, first.champion, first.moved) == ("passed", None, True)
+    assert first.verdict.challenger.accuracy_top1 == 0.75
+    assert project.champion() == 2
+    assert project.tags(2)["promotion.against"] == "no champion"
 
 
 def test_champion_is_not_measured_against_itself(folder: Path) -> None:

@@ -188,7 +188,9 @@ def test_predictor_server_and_mlflow_give_the_same_top5(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}/1", "--env-manager", "local"]
-    tracked = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{project_dir}/mlflow.db"}
+    # MLflow starts `uvicorn` by its name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    tracked = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{project_dir}/mlflow.db", "PATH": path}
     process = subprocess.Popen(
         [*serve, "--port", str(port), "--workers", "1"],
         cwd=tmp_path, env=tracked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

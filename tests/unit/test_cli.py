@@ -13,8 +13,9 @@ import pytest
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.errors import ConfigError, DataError
-from dogbreed_ml.pipeline import data
+from dogbreed_ml.errors import ConfigError, DataError, GateError
+from dogbreed_ml.options import PromoteOptions
+from dogbreed_ml.pipeline import data, promote
 from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
 
 logger = logging.getLogger("dogbreed_ml.some.stage")
@@ -241,3 +242,29 @@ def test_tracking_uri_is_mlflows_default_anchored_at_the_project(tmp_path: Path)
     set_uri = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
     assert Context(tmp_path, environment=set_uri).tracking_uri == "http://127.0.0.1:5000"
     assert Context(tmp_path, environment={"MLFLOW_TRACKING_URI": ""}).tracking_uri.startswith("sqlite:")
+
+
+class Refused(Told):
+    """A refusal of the gate: an answer that ends the command with 3."""
+
+    is_refused = True
+
+
+@pytest.mark.parametrize(("flags", "printed"), [([], "told\n"), (["--json"], '{"name": "\\u00c9pagneul"}\n')])
+def test_refusal_is_answered_and_ends_with_3(
+    flags: list[str], printed: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(promote, "promote", lambda config, options, *, context: Refused())
+    assert main(["promote", *flags]) == 3
+    assert capfd.readouterr().out == printed
+
+
+def test_what_the_gate_does_not_allow_ends_with_3(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: ExperimentConfig, options: PromoteOptions, *, context: Context) -> None:
+        raise GateError(f"version {options.to} was never champion")
+
+    monkeypatch.setattr(promote, "promote", refuse)
+    assert main(["promote", "--to", "7"]) == 3
+    assert capfd.readouterr() == ("", "error: version 7 was never champion\n")

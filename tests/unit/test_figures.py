@@ -120,7 +120,7 @@ def test_mistakes_figure_shows_each_with_what_it_is_and_what_it_was_taken_for(tm
     pixels = [np.asarray(axes.get_images()[0].get_array())[0, 0].tolist() for axes in figure.axes]
     assert pixels == [[0, 0, 255], [255, 0, 0]]
     told = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert told == [["borzoi 97%", "is Saluki"], ["Saluki 60%", "is Black and tan coonhou…"]]
+    assert told == [["borzoi 97%", "is Saluki"], ["Saluki 60%", "is Black and tan coonh…"]]
 
 
 def test_mistakes_figure_without_mistakes_says_so() -> None:
@@ -137,6 +137,8 @@ def test_reliability_figure_tells_the_error_before_and_after(num_classes: int) -
     before, after = figure.axes[0].get_title(loc="left"), figure.axes[2].get_title(loc="left")
     assert f"{report.metrics['ece_raw'] * 100:.1f} %" in before
     assert "(0.80)" in after
+    # A title wider than its figure would widen the picture when it is saved.
+    assert figure.get_tightbbox().width <= figure.get_figwidth() + 0.1
 
 
 def test_coverage_figure_names_the_thresholds_and_marks_the_configured_one() -> None:
@@ -148,6 +150,7 @@ def test_coverage_figure_names_the_thresholds_and_marks_the_configured_one() -> 
     assert threshold is not None
     assert f"95% right at a threshold of {threshold:.2f}" in figure.get_suptitle()
     assert figure.axes[0].get_lines()[-1].get_label() == "configured: 0.4"
+    assert figure.get_tightbbox().width <= figure.get_figwidth() + 0.1
 
 
 def test_coverage_figure_of_a_model_without_a_mistake_promises_nothing_more() -> None:
