@@ -25,8 +25,9 @@ from dogbreed_ml.errors import DogbreedError
 logger = logging.getLogger("benchmarks")
 
 DEFAULT_NAMES = (
-    "search", "features", "agreement", "trials", "memory", "gpu", "local_training", "local_tuning", "local_invoke",
-)  # fmt: skip
+    *("search", "features", "agreement", "trials", "memory", "profiling", "serving", "gpu"),
+    *("local_training", "local_tuning", "local_invoke"),
+)
 ALL_NAMES = (*DEFAULT_NAMES, "accuracy")
 _WEIGHTS_FILE = "resnet50-v1-imagenet-fp16.pth"
 
@@ -37,6 +38,8 @@ measurements (minutes on two cores):
   agreement  a linear probe on the chosen back end's features beside torch fp32's, 6,000 photographs (7)
   trials     the cost of one more trial around trials 10, 100 and 500 (3)
   memory     peak anonymous memory for 1,000 and 6,000 photographs (5)
+  profiling  trainings with the profiler's collectors and without; what saving tensors adds (2)
+  serving    our server beside mlflow models serve, LitServe and the bare loop, 1 to 32 clients (12)
   gpu        the feature pass on a GPU and what holds it back
   local_training, local_tuning, local_invoke  what the local SageMaker adds to a job, a tuning job, an invocation (3)
   accuracy   120 breeds, data.seed 0 to 4, a search each: runs only by --only accuracy (15 and more)

@@ -1,7 +1,7 @@
 """`dogbreed tune` as a user starts it: a process of its own, in a project folder of its own."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,26 @@ class Tuned:
         return {str(stage): float(seconds) for stage, seconds in self.summary["seconds"].items()}
 
 
-def write_config(settings: Settings, photographs: Photographs, path: Path, *, num_trials: int, num_epochs: int) -> Path:
+LR = {"train.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}}
+BATCH_SIZE = {"train.batch_size": {"type": "categorical", "choices": [16, 32, 64]}}
+
+
+def write_config(
+    settings: Settings,
+    photographs: Photographs,
+    path: Path,
+    *,
+    num_trials: int,
+    num_epochs: int,
+    space: Mapping[str, Any] = LR | BATCH_SIZE,
+) -> Path:
     """The config of a search in which each trial runs each epoch: no pruner, no patience."""
-    space = {
-        "train.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
-        "train.batch_size": {"type": "categorical", "choices": [16, 32, 64]},
-    }
     config = {
         "name": "benchmark",
         "data": {"source": "folder", "path": str(photographs.dir)},
         "model": settings.model_section(),
         "train": {"num_epochs": num_epochs},
-        "search": {"num_trials": num_trials, "pruner": "none", "space": space},
+        "search": {"num_trials": num_trials, "pruner": "none", "space": dict(space)},
     }
     # JSON is YAML too.
     path.write_text(json.dumps(config, indent=2))

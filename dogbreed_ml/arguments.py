@@ -27,34 +27,24 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.config_file import SECTIONS, field_types, load_config_file, suggest
 from dogbreed_ml.errors import ConfigError
-
-Verb = Literal["data", "train", "tune", "predict", "ui", "sagemaker-local"]
-
-VERBS: dict[Verb, str] = {
-    "data": "fetch, check and describe a data set",
-    "train": "one run",
-    "tune": "a search: parent run, child per trial, best refit, registered as challenger",
-    "predict": "image files -> breeds, from a checkpoint or a model version",
-    "ui": "the MLflow UI on this project's store",
-    "sagemaker-local": "a SageMaker on this machine: start, stop, status, logs of a job",
-}
+from dogbreed_ml.options import CONFIG_VERBS, VERBS, Options, Verb
 
 EXAMPLES: dict[Verb, str] = {
     "data": "dogbreed data --data.source folder --data.path photographs",
     "train": "dogbreed train --config experiments/quickstart.yaml --train.lr 0.01 --train.num_epochs 10",
     "tune": "dogbreed tune --config experiments/dogs-folder.yaml --data.path photographs --search.num_trials 40",
+    "profile": "dogbreed profile --config experiments/finetune-layer4.yaml --data.path photographs",
+    "evaluate": "dogbreed evaluate --config experiments/quickstart.yaml --version challenger",
+    "promote": "dogbreed promote --config experiments/quickstart.yaml --dry-run",
+    "history": "dogbreed history --config experiments/quickstart.yaml",
+    "deploy": "dogbreed deploy --config experiments/quickstart.yaml --port 8080",
+    "endpoints": "dogbreed endpoints",
+    "delete": "dogbreed delete quickstart-resnet50-8080",
     "predict": "dogbreed predict --model models:/quickstart-resnet50@challenger rex.jpg",
     "ui": "dogbreed ui --port 5001",
     "sagemaker-local": "dogbreed sagemaker-local start --port 5006",
 }
 
-CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune")
-
-_USAGES: dict[Verb, str] = {
-    "predict": "(--checkpoint FILE | --model URI) IMAGE [IMAGE ...] [--json]",
-    "ui": "[--host HOST] [--port PORT]",
-    "sagemaker-local": "(start [--host HOST] [--port PORT] [--foreground] | stop | status | logs JOB) [--json]",
-}
 _DIMENSIONS: dict[str, type[Dimension]] = {
     "float": FloatDimension,
     "int": IntDimension,
@@ -67,26 +57,14 @@ _SPACE = "search.space"
 class Command:
     """One parsed command line."""
 
-    verb: Verb
+    options: Options
+    """Which verb, and what it takes besides the config."""
     config: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
-    """The defaults, under the YAML of --config, under the flags; only the defaults for predict and ui."""
+    """The defaults, under the YAML of --config, under the flags; only the defaults for a verb that reads no config."""
     json: bool = False
     verbose: bool = False
     quiet: bool = False
     print_config: bool = False
-    clear_features: bool = False
-    images: tuple[Path, ...] = ()
-    checkpoint: Path | None = None
-    model: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 5000
-    action: str = ""
-    """Of sagemaker-local: start, stop, status or logs."""
-    job: str | None = None
-    foreground: bool = False
-    num_parallel_jobs: int | None = None
-    stop_grace_s: float = 120.0
-    skip_requirements: bool = False
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -117,7 +95,7 @@ class _TopParser(argparse.ArgumentParser):
 
 def _render_verbs() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:{width}}  {does}" for verb, does in VERBS.items())
+    verbs = "\n".join(f"  {verb:{width}}  {options.__doc__}" for verb, options in VERBS.items())
     return f"verbs:\n{verbs}\n\nexample:\n  {EXAMPLES['tune']}"
 
 
@@ -151,20 +129,28 @@ def _to_command(verb: Verb, values: dict[str, Any]) -> Command:
         sections["search"]["space"] = {key: dataclasses.asdict(each) for key, each in dimensions.items()}
         _refuse_nulls(sections)
         config = from_dict(sections)
-    if verb == "predict":
-        values["images"] = tuple(map(Path, values["images"]))
-        if bool(values["checkpoint"]) == bool(values["model"]):
-            raise ConfigError("predict needs one of --checkpoint FILE and --model URI, and only one.")
-        if values["model"] and ":/" not in values["model"]:
-            raise ConfigError(f"--model must be a URI such as models:/NAME@challenger, got {values['model']!r}.")
-        if missing := [str(path) for path in values["images"] if not path.is_file()]:
-            raise ConfigError(f"predict takes image files, and there is none at {', '.join(missing)}.")
-        values["checkpoint"] = Path(values["checkpoint"]) if values["checkpoint"] else None
-    if verb == "sagemaker-local" and (values["action"] == "logs") != (values["job"] is not None):
-        raise ConfigError("sagemaker-local logs needs the name of a job, and only logs takes one.")
+    options = VERBS[verb](**{each.name: _option_value(each, values.pop(_flag(each))) for each in _option_fields(verb)})
     if values["verbose"] and values["quiet"]:
         raise ConfigError("--verbose and --quiet exclude each other; give one of them.")
-    return Command(verb=verb, config=config, **values)
+    return Command(options=options, config=config, **values)
+
+
+def _option_fields(verb: Verb) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(VERBS[verb])
+
+
+def _flag(option: dataclasses.Field[Any]) -> str:
+    """`from` is a word of Python's, hence the field `from_`."""
+    return option.name.rstrip("_")
+
+
+def _option_value(option: dataclasses.Field[Any], value: Any) -> Any:
+    """What the parser gave as what the dataclass declares: paths as Path, the positional values as text or a tuple."""
+    if option.metadata["nargs"] == "1":
+        return value[0]
+    if option.metadata["nargs"] == "+":
+        return tuple(value)
+    return Path(value) if option.type == Path | None and value is not None else value
 
 
 def _refuse_nulls(sections: Mapping[str, Any]) -> None:
@@ -211,7 +197,7 @@ def _build_parser(verb: Verb) -> Any:
     parser = ArgumentParser(
         prog=f"dogbreed {verb}",
         usage=_render_usage(verb),
-        description=f"{VERBS[verb]}.",
+        description=f"{VERBS[verb].__doc__}.",
         epilog=f"example:\n  {EXAMPLES[verb]}",
         formatter_class=Formatter,
         # Ours prints the config as it was resolved and checked, search.space included.
@@ -219,18 +205,9 @@ def _build_parser(verb: Verb) -> Any:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    if verb == "data":
-        parser.add_argument("--clear-features", action="store_true", help="delete the kept features, and do no more")
-    if verb == "predict":
-        parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-        parser.add_argument("--checkpoint", metavar="FILE", help="a checkpoint of this project")
-        parser.add_argument("--model", metavar="URI", help="a logged model: models:/NAME/VERSION or models:/NAME@ALIAS")
-    if verb == "sagemaker-local":
-        _add_sagemaker_local_flags(parser)
-    if verb == "ui":
-        parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
-        parser.add_argument("--port", type=int, default=5000, help="the port to listen on")
-    else:
+    for option in _option_fields(verb):
+        _add_option(parser, option)
+    if verb != "ui":
         parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.add_argument("--verbose", action="store_true", help="log more, on stderr")
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only, and show no progress")
@@ -241,19 +218,26 @@ def _build_parser(verb: Verb) -> Any:
     return parser
 
 
-def _add_sagemaker_local_flags(parser: Any) -> None:
-    parser.add_argument("action", choices=("start", "stop", "status", "logs"), metavar="ACTION", help="what to do")
-    parser.add_argument("job", nargs="?", metavar="JOB", help="the training job whose logs are meant")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; others reach it if not loopback")
-    parser.add_argument("--port", type=int, default=5005, help="the port to listen on; 0 takes any")
-    parser.add_argument("--foreground", action="store_true", help="stay, until Ctrl-C, with the log on stderr")
-    parser.add_argument("--num_parallel_jobs", type=int, help="training jobs that run at once; default the cores")
-    parser.add_argument("--stop_grace_s", type=float, default=120.0, help="seconds from SIGTERM to SIGKILL")
-    parser.add_argument("--skip_requirements", action="store_true", help="install no job's requirements.txt")
+def _add_option(parser: Any, option: dataclasses.Field[Any]) -> None:
+    text, metavar, nargs = (option.metadata[key] for key in ("help", "metavar", "nargs"))
+    flag = f"--{_flag(option).replace('_', '-')}"
+    if nargs:
+        choices = {"choices": get_args(option.type)} if get_origin(option.type) is Literal else {}
+        parser.add_argument(option.name, nargs=1 if nargs == "1" else nargs, metavar=metavar, help=text, **choices)
+    elif option.type is bool:
+        parser.add_argument(flag, action="store_true", help=text)
+    else:
+        kind = str | None if option.type == Path | None else option.type
+        parser.add_argument(flag, type=kind, default=option.default, metavar=metavar, help=text)
 
 
 def _render_usage(verb: Verb) -> str:
-    return f"dogbreed {verb} {_USAGES.get(verb, '[--config FILE] [--SECTION.FIELD VALUE ...] [--json]')}"
+    options = _option_fields(verb)
+    positional = [each for each in options if each.metadata["nargs"]]
+    words = [f"{each.metadata['metavar']}{' ...' * (each.metadata['nargs'] == '+')}" for each in positional]
+    words += ["[--config FILE] [--SECTION.FIELD VALUE ...]"] if verb in CONFIG_VERBS else []
+    words += ["[--OPTION ...]"] if len(positional) < len(options) else []
+    return " ".join(["dogbreed", verb, *words, *(["[--json]"] if verb != "ui" else [])])
 
 
 def _add_config_flags(parser: Any) -> None:
@@ -296,7 +280,7 @@ def _render_error(message: str, verb: Verb) -> str:
         return f"{argument} is not a flag of dogbreed {verb}{suggest(argument.lstrip('-'), known, prefix='--')}"
     if match := re.match(r"argument (\S+): expected (?:one|at least one) argument", message):
         return f"{match[1].partition('/')[0]} needs a value."
-    types = field_types() if config_flags else {"port": int, "num_parallel_jobs": int, "stop_grace_s": float}
+    types = (field_types() if config_flags else {}) | {each.name: each.type for each in _option_fields(verb)}
     return _render_type_error(message, types)
 
 

@@ -7,22 +7,24 @@ in flight while it yields the outputs in order. The reference is torch fp32.
 import logging
 import os
 import platform
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from time import perf_counter
-from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dogbreed_ml.config import BackendName
 from dogbreed_ml.errors import BackendError
+from dogbreed_ml.openvino_backend import Images as Images
+from dogbreed_ml.openvino_backend import OpenVinoBackend, Purpose, capabilities, convert, read_model
+from dogbreed_ml.openvino_backend import Outputs as Outputs
+from dogbreed_ml.policies import ServingBackendName
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,6 @@ NUM_AGREEMENT_IMAGES = 64
 """Images of the data set that the agreement is checked on."""
 
 _NUM_TIMED_IMAGES = 16
-
-Images = NDArray[np.uint8]
-Outputs = NDArray[Any]
 
 
 class Backend(Protocol):
@@ -54,9 +53,18 @@ class Backend(Protocol):
 class TorchBackend:
     """torch on the CPU or on CUDA, channels last."""
 
-    def __init__(self, module: nn.Module, *, device: torch.device, autocast: torch.dtype | None, name: str):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        name: str,
+        purpose: Purpose = "throughput",
+    ):
         self.name = name
-        self.batch_size = 128 if device.type == "cuda" else 8
+        # Requests that came together are run together.
+        self.batch_size = 128 if device.type == "cuda" else 8 if purpose == "throughput" else 16
         self.dtype = np.float32 if autocast is None else np.float16
         self._device = device
         self._autocast = autocast
@@ -73,7 +81,8 @@ class TorchBackend:
             yield self._fetch(pending.popleft())
 
     def _launch(self, batch: Images) -> Tensor:
-        images = torch.from_numpy(batch)
+        # Pillow gives arrays that cannot be written, and torch warns of each.
+        images = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
         enabled = self._autocast is not None
@@ -84,81 +93,6 @@ class TorchBackend:
     def _fetch(self, output: Tensor) -> Outputs:
         result: Outputs = output.float().cpu().numpy()
         return result
-
-
-class OpenVinoBackend:
-    """OpenVINO on the CPU: one stream a core, small batches."""
-
-    def __init__(self, module: nn.Module, *, image_size: int, precision: str, name: str):
-        ov = _import_openvino()
-        self.name = name
-        self.batch_size = 2
-        self.dtype = np.float32 if precision == "f32" else np.float16
-        model = _convert(module, image_size)
-        model.reshape([self.batch_size, image_size, image_size, 3])
-        properties = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
-        compiled = ov.Core().compile_model(model, "CPU", properties)
-        num_requests = 2 * int(compiled.get_property("NUM_STREAMS"))
-        self._idle = deque(compiled.create_infer_request() for _ in range(num_requests))
-
-    def run(self, batches: Iterable[Images]) -> Iterator[Outputs]:
-        pending: deque[tuple[Any, int]] = deque()
-        try:
-            for batch in batches:
-                if not self._idle:
-                    yield self._fetch(pending)
-                request = self._idle.popleft()
-                # The shape is fixed: the last batch is filled up, and its surplus rows are dropped.
-                surplus = self.batch_size - len(batch)
-                full = np.concatenate([batch, np.repeat(batch[-1:], surplus, axis=0)]) if surplus else batch
-                request.start_async({0: full})
-                pending.append((request, len(batch)))
-            while pending:
-                yield self._fetch(pending)
-        finally:
-            for request, _ in pending:
-                request.wait()
-                self._idle.append(request)
-
-    def _fetch(self, pending: deque[tuple[Any, int]]) -> Outputs:
-        request, num_rows = pending.popleft()
-        request.wait()
-        output: Outputs = request.get_output_tensor(0).data[:num_rows].copy()
-        self._idle.append(request)
-        return output
-
-
-def _import_openvino() -> Any:
-    """OpenVINO without its telemetry; raises ImportError where it is not installed."""
-    # Its converter sends each conversion to Google Analytics, unasked, and keeps a client id in the home folder, unless
-    # this module cannot be imported; then it uses the stub that it brings for that.
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
-    import openvino
-
-    return openvino
-
-
-def _convert(module: nn.Module, image_size: int) -> Any:
-    """An OpenVINO model that takes (B, S, S, 3) uint8."""
-    import warnings
-
-    ov = _import_openvino()
-
-    class ChannelsLast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, images: Tensor) -> Tensor:
-            output: Tensor = self.inner(images.permute(0, 3, 1, 2))
-            return output
-
-    example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # OpenVINO's converter traces with torch.jit, which torch announces to retire.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return ov.convert_model(ChannelsLast().eval(), example_input=example)
 
 
 def device_of(name: str = "auto") -> torch.device:
@@ -172,7 +106,7 @@ def available_backends(device: torch.device) -> list[BackendName]:
         return ["torch-amp", "torch-fp32"]
     reduced: list[BackendName] = []
     full: list[BackendName] = ["torch-fp32"]
-    openvino_capabilities = _openvino_capabilities()
+    openvino_capabilities = capabilities()
     if "BF16" in openvino_capabilities:
         reduced.append("openvino-bf16")
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -182,27 +116,37 @@ def available_backends(device: torch.device) -> list[BackendName]:
     return [*reduced, *full]
 
 
-def _openvino_capabilities() -> list[str]:
-    try:
-        ov = _import_openvino()
-    except ImportError:
-        return []
-    return list(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+def build_backend(
+    name: ServingBackendName,
+    module: nn.Module,
+    *,
+    image_size: int,
+    device: torch.device,
+    purpose: Purpose = "throughput",
+    int8_path: Path | None = None,
+) -> Backend:
+    """Makes `module` ready; raises BackendError where this machine cannot run `name`.
 
-
-def build_backend(name: BackendName, module: nn.Module, *, image_size: int, device: torch.device) -> Backend:
-    """Makes `module` ready; raises BackendError where this machine cannot run `name`."""
-    available = available_backends(device)
+    openvino-int8 runs the quantized network of `int8_path` (model.xml) in place of `module`.
+    """
+    available: list[str] = [*available_backends(device)]
+    if int8_path is not None and device.type == "cpu" and capabilities():
+        available.append("openvino-int8")
     if name not in available:
+        hint = "; `dogbreed evaluate --int8` makes an INT8 model" if name == "openvino-int8" else ""
         raise BackendError(
-            f"features.backend must be one that runs on this {device.type}: auto, {', '.join(available)}; got {name}."
+            f"A back end must be one that runs on this {device.type}: auto, {', '.join(available)}; got {name}{hint}."
         )
-    if name == "openvino-bf16":
-        return OpenVinoBackend(module, image_size=image_size, precision="bf16", name=name)
-    if name == "openvino-fp32":
-        return OpenVinoBackend(module, image_size=image_size, precision="f32", name=name)
+    if name == "openvino-int8" and int8_path is not None:
+        # What NNCF left unquantized runs in bf16 where the CPU has it.
+        precision = "bf16" if "BF16" in capabilities() else "f32"
+        return OpenVinoBackend(read_model(int8_path), image_size, precision=precision, name=name, purpose=purpose)
+    if name.startswith("openvino"):
+        precision = "bf16" if name == "openvino-bf16" else "f32"
+        model = convert(module, image_size)
+        return OpenVinoBackend(model, image_size, precision=precision, name=name, purpose=purpose)
     autocast = {"torch-bf16": torch.bfloat16, "torch-amp": torch.float16}.get(name)
-    return TorchBackend(module, device=device, autocast=autocast, name=name)
+    return TorchBackend(module, device=device, autocast=autocast, name=name, purpose=purpose)
 
 
 def batched(images: Images, batch_size: int) -> Iterator[Images]:

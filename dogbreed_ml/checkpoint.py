@@ -1,9 +1,10 @@
-"""Checkpoints: weights, classes, preprocessing, config and format version in one file.
+"""Checkpoints: weights, classes, preprocessing, temperature, config and format version in one file.
 
 The file is torch.save's, loads with weights_only=True, and is written to a temporary name and then renamed.
 """
 
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dogbreed_ml import __version__
 from dogbreed_ml.config import ExperimentConfig, from_dict, to_dict
 from dogbreed_ml.errors import CheckpointError, ConfigError
+from dogbreed_ml.model import Normalize, build_resnet50
 from dogbreed_ml.transforms import Preprocessing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Format 1 knew neither temperature nor data_fingerprint."""
 _KIND = "dogbreed-ml checkpoint"
 
 
@@ -35,8 +39,14 @@ class Checkpoint:
     resnet_version: str
     """1 or 1.5, see ModelConfig.resnet_version."""
     config: ExperimentConfig
+    temperature: float = 1.0
+    """What logits are divided by before softmax, so that probabilities mean something; fitted on valid, above 0."""
+    data_fingerprint: str | None = None
+    """Splits.fingerprint of the data that it was trained on; None where nobody wrote it down."""
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise CheckpointError(f"A checkpoint's temperature must be above 0, got {self.temperature!r}.")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CheckpointError(f"A checkpoint's classes must be distinct and at least one, got {self.classes!r}.")
         head = self.state_dict.get("fc.weight")
@@ -45,6 +55,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"A checkpoint's fc.weight must have one row for each of its {len(self.classes)} classes, got {shape}."
             )
+
+
+def build_module(checkpoint: Checkpoint) -> nn.Module:
+    """The network in eval mode, fp32: uint8 images (B, 3, S, S) to logits (B, K). Raises ModelError."""
+    preprocessing = checkpoint.preprocessing
+    resnet = build_resnet50(
+        len(checkpoint.classes), resnet_version=checkpoint.resnet_version, state_dict=checkpoint.state_dict
+    )
+    network = nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), resnet)
+    return network.to(torch.float32).eval().requires_grad_(False)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Path:
@@ -59,6 +79,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Path:
             "preprocessing": checkpoint.preprocessing.to_dict(),
             "resnet_version": checkpoint.resnet_version,
             "config": to_dict(checkpoint.config),
+            # float: a numpy scalar is no JSON.
+            "temperature": float(checkpoint.temperature),
+            "data_fingerprint": checkpoint.data_fingerprint,
         }
     )
     payload = {
@@ -97,9 +120,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     payload = _load_payload(path)
     version = payload.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
+        known = " or ".join(map(str, READABLE_VERSIONS))
         raise CheckpointError(
-            f"{path} must have checkpoint format {FORMAT_VERSION}, got {version!r} (written by dogbreed-ml "
+            f"{path} must have checkpoint format {known}, got {version!r} (written by dogbreed-ml "
             f"{payload.get('written_by', 'unknown')}); read it with that version, or train again with this one."
         )
     try:
@@ -110,6 +134,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
             resnet_version=metadata["resnet_version"],
             config=from_dict(metadata["config"]),
+            temperature=metadata["temperature"] if version > 1 else 1.0,
+            data_fingerprint=metadata["data_fingerprint"] if version > 1 else None,
         )
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error} of a checkpoint; save it again with save_checkpoint.") from error

@@ -1,7 +1,8 @@
 """The front door: one command, a verb per stage.
 
-Exit status: 0 done, 1 failed, 2 bad arguments or config, 130 interrupted. The answer goes to stdout, with --json one
-JSON object and nothing else; logs, progress and errors go to stderr. The only place that prints and reads os.environ.
+Exit status: 0 done, 1 failed, 2 bad arguments or config, 3 a gate said no, 130 interrupted. The answer goes to stdout,
+with --json one JSON object and nothing else; logs, progress and errors go to stderr. The only place that prints and
+reads os.environ.
 """
 
 import atexit
@@ -19,19 +20,33 @@ from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dogbreed_ml.arguments import Command, parse
-from dogbreed_ml.config import to_dict
-from dogbreed_ml.errors import ConfigError, DogbreedError
+from dogbreed_ml.config import ExperimentConfig, to_dict
+from dogbreed_ml.errors import ConfigError, DogbreedError, GateError
+from dogbreed_ml.options import (
+    DataOptions,
+    DeleteOptions,
+    DeployOptions,
+    EndpointsOptions,
+    EvaluateOptions,
+    HistoryOptions,
+    PredictOptions,
+    ProfileOptions,
+    PromoteOptions,
+    SagemakerLocalOptions,
+    TrainOptions,
+    TuneOptions,
+    UiOptions,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dogbreed_ml.context import Context
-    from dogbreed_ml.serve import Prediction
 
 _logger = logging.getLogger("dogbreed_ml")
 _LOGGERS = (_logger, logging.getLogger("sagemaker_jobs"))
 
-DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_ARGUMENTS, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Answer(Protocol):
@@ -48,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Python's last act is to walk every object of torch and MLflow in search of garbage: 1.5 s for nothing.
     atexit.register(gc.freeze)
     try:
-        text = _answer(parse(arguments), arguments)
+        text, status = _answer(parse(arguments), arguments)
     except ConfigError as error:
         return _fail(error, BAD_ARGUMENTS)
+    except GateError as error:
+        return _fail(error, REFUSED)
     except DogbreedError as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
@@ -61,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) went away; Python would complain once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
+    return status
 
 
 def _fail(error: DogbreedError, status: int) -> int:
@@ -69,63 +86,116 @@ def _fail(error: DogbreedError, status: int) -> int:
     return status
 
 
-def _answer(command: Command, arguments: Sequence[str]) -> str:
+def _answer(command: Command, arguments: Sequence[str]) -> tuple[str, int]:
+    """What to print, and the exit status."""
     if command.print_config:
         import yaml
 
-        return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip()
+        return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip(), DONE
     with _stdout_to_stderr(), _interrupted_by_sigterm(), _context(command, arguments) as context:
-        if command.verb == "ui":
-            _exec_ui(command, context)
         answer = _run_verb(command, context)
-    return json.dumps(answer.to_dict()) if command.json else answer.render()
+    # A refusal of the gate is an answer too, with figures to read.
+    status = REFUSED if getattr(answer, "is_refused", False) else DONE
+    return json.dumps(answer.to_dict()) if command.json else answer.render(), status
 
 
 def _run_verb(command: Command, context: "Context") -> Answer:
-    if command.verb == "sagemaker-local":
-        return _run_sagemaker_local(command, context)
     # Here, not at the top: torch alone takes 2 s, which --help and a wrong flag need not wait for.
-    from dogbreed_ml import pipeline
+    options = command.options
+    match options:
+        case DataOptions():
+            from dogbreed_ml.pipeline import data
 
-    if command.verb == "data":
-        if command.clear_features:
-            return _Freed(pipeline.clear_features(command.config, context=context))
-        return pipeline.describe_data(command.config, context=context)
-    if command.verb == "train":
-        return pipeline.train(command.config, context=context)
-    if command.verb == "tune":
-        return pipeline.tune(command.config, context=context)
-    model = str(command.checkpoint or command.model)
-    return _Predictions(command.images, pipeline.predict(command.images, model=model, context=context))
+            if options.clear_features:
+                return _Freed(data.clear_features(command.config, context=context))
+            return data.describe_data(command.config, context=context)
+        case TrainOptions():
+            from dogbreed_ml.pipeline import train
+
+            return train.train(command.config, context=context)
+        case TuneOptions():
+            from dogbreed_ml.pipeline import tune
+
+            return tune.tune(command.config, context=context)
+        case ProfileOptions():
+            return _profile(options, command.config, context)
+        case EvaluateOptions():
+            from dogbreed_ml.pipeline import evaluate
+
+            return evaluate.evaluate(command.config, options, context=context)
+        case PromoteOptions():
+            from dogbreed_ml.pipeline import promote
+
+            return promote.promote(command.config, options, context=context)
+        case HistoryOptions():
+            from dogbreed_ml.pipeline import history
+
+            return history.list_history(command.config, context=context)
+        case DeployOptions():
+            from dogbreed_ml.pipeline import deploy
+
+            return deploy.deploy(command.config, options, context=context)
+        case EndpointsOptions():
+            from dogbreed_ml.pipeline import endpoints
+
+            return endpoints.list_endpoints(context=context)
+        case DeleteOptions():
+            from dogbreed_ml.pipeline import endpoints
+
+            return endpoints.delete(options, context=context)
+        case PredictOptions():
+            from dogbreed_ml.pipeline import predict
+
+            return predict.predict(options, context=context, stdin=sys.stdin.buffer)
+        case UiOptions():
+            return _exec_ui(options, context)
+        case SagemakerLocalOptions():
+            return _run_sagemaker_local(options, context)
+    raise ConfigError(f"{type(options).__name__} has no stage.")
 
 
-def _run_sagemaker_local(command: Command, context: "Context") -> Answer:
-    from sagemaker_jobs.local import command as sagemaker_local
+def _run_sagemaker_local(options: SagemakerLocalOptions, context: "Context") -> Answer:
+    from sagemaker_jobs.local import command
 
-    if command.action == "start":
-        options = sagemaker_local.Options(
-            host=command.host, port=command.port, num_parallel_jobs=command.num_parallel_jobs,
-            stop_grace_s=command.stop_grace_s, skip_requirements=command.skip_requirements,
-        )  # fmt: skip
-        if command.foreground:
-            sagemaker_local.serve(context.project_dir, options, context.environment)
-        return sagemaker_local.start(context.project_dir, options, context.environment)
-    if command.action == "stop":
-        return sagemaker_local.stop(context.project_dir)
-    if command.action == "status":
-        return sagemaker_local.status(context.project_dir)
-    return sagemaker_local.logs(context.project_dir, str(command.job))
+    match options.action:
+        case "start":
+            server = command.Options(
+                host=options.host,
+                port=options.port,
+                num_parallel_jobs=options.num_parallel_jobs,
+                stop_grace_s=options.stop_grace_s,
+                skip_requirements=options.skip_requirements,
+            )
+            if options.foreground:
+                command.serve(context.project_dir, server, context.environment)
+            return command.start(context.project_dir, server, context.environment)
+        case "stop":
+            return command.stop(context.project_dir)
+        case "status":
+            return command.status(context.project_dir)
+    return command.logs(context.project_dir, str(options.job))
 
 
-def _exec_ui(command: Command, context: "Context") -> NoReturn:
+def _profile(options: ProfileOptions, config: ExperimentConfig, context: "Context") -> Answer:
+    from dogbreed_ml.pipeline import profiled, suggest
+
+    if options.suggest:
+        return suggest.suggest(config, context=context)
+    if options.from_ is not None:
+        return profiled.judge_source(options.from_, config, context=context)
+    return profiled.profile(config, context=context)
+
+
+def _exec_ui(options: UiOptions, context: "Context") -> NoReturn:
     """Becomes the MLflow UI: its process, its signals, its exit status."""
     uri = context.tracking_uri
     if uri.startswith(("http://", "https://")):
         raise ConfigError(f"MLFLOW_TRACKING_URI is {uri}, a server with a UI of its own; open that address.")
     where = ["--backend-store-uri", uri, "--default-artifact-root", str(context.project_dir / "mlruns")]
-    ui = [sys.executable, "-m", "mlflow", "ui", *where, "--host", command.host, "--port", str(command.port)]
+    ui = [sys.executable, "-m", "mlflow", "ui", *where, "--host", options.host, "--port", str(options.port)]
     _logger.debug("%s", shlex.join(ui))
-    os.execve(sys.executable, ui, dict(context.environment))
+    # MLflow's job runners serve features that nothing here uses, and take three processes.
+    os.execve(sys.executable, ui, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **context.environment})
 
 
 @contextmanager
@@ -207,24 +277,3 @@ class _Freed:
 
     def render(self) -> str:
         return f"{self.num_bytes / 2**20:.1f} MiB of kept features deleted"
-
-
-class _Predictions:
-    def __init__(self, images: Sequence[Path], predictions: "Sequence[Prediction]") -> None:
-        self.rows = list(zip(images, predictions, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"predictions": [self._row(path, each) for path, each in self.rows]}
-
-    @staticmethod
-    def _row(path: Path, prediction: "Prediction") -> dict[str, Any]:
-        top5 = [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
-        return {
-            "image": str(path),
-            "breed": prediction.breed,
-            "probability": prediction.probability,
-            "top5": top5,
-        }
-
-    def render(self) -> str:
-        return "\n".join(f"{path}: {each.breed} ({each.probability:.1%})" for path, each in self.rows)

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
+from dogbreed_ml.checks import require, require_choice, require_number
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.policies import DeployConfig, ProfileConfig, PromotionConfig
 
 Trainable = Literal["head", "layer4", "layer3", "all"]
 Augmentation = Literal["none", "flip", "flip_crop", "randaugment"]
@@ -22,23 +24,6 @@ BackendName = Literal["auto", "torch-fp32", "torch-bf16", "torch-amp", "openvino
 SplitName = Literal["train", "valid", "test"]
 
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9](-?[A-Za-z0-9])*")
-
-
-def _require(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"{rule}, got {value!r}.")
-
-
-def _require_number(name: str, value: float, *, low: float, high: float = math.inf, low_open: bool = False) -> None:
-    """Refuses NaN too: each comparison with it is false."""
-    above = value > low if low_open else value >= low
-    bound = f"above {low}" if low_open else f"at least {low}"
-    limit = "" if high == math.inf else f" and at most {high}"
-    _require(above and value <= high and value != math.inf, f"{name} must be {bound}{limit}", value)
-
-
-def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}", value)
 
 
 @dataclass(frozen=True)
@@ -75,44 +60,44 @@ class DataConfig:
     """Largest share of unreadable images that is tolerated; they are quarantined, never deleted."""
 
     def __post_init__(self) -> None:
-        _require_choice("data.source", self.source, ("synthetic", "folder", "archive", "s3"))
+        require_choice("data.source", self.source, ("synthetic", "folder", "archive", "s3"))
         if self.source == "synthetic":
-            _require(
+            require(
                 self.path is None,
                 "data.path is read by the sources folder, archive and s3 only; add --data.source folder for a folder",
                 self.path,
             )
         else:
-            _require(bool(self.path), f"data.path must be set for data.source={self.source}", self.path)
+            require(bool(self.path), f"data.path must be set for data.source={self.source}", self.path)
         if self.source == "s3":
-            _require(
+            require(
                 bool(re.fullmatch(r"s3://[^/]+(/.*)?", self.path or "")),
                 "data.path must look like s3://bucket/prefix for data.source=s3",
                 self.path,
             )
         if self.checksum is not None:
-            _require(
+            require(
                 bool(re.fullmatch(r"(sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32})", self.checksum)),
                 "data.checksum must be sha256:HEX (64 digits) or md5:HEX (32 digits)",
                 self.checksum,
             )
-        _require_number("data.num_breeds", self.num_breeds, low=2, high=60)
-        _require_number("data.num_per_breed", self.num_per_breed, low=3)
-        _require_number("data.image_size", self.image_size, low=32, high=1024)
-        _require_number("data.crop_share", self.crop_share, low=0.1, high=1)
+        require_number("data.num_breeds", self.num_breeds, low=2, high=60)
+        require_number("data.num_per_breed", self.num_per_breed, low=3)
+        require_number("data.image_size", self.image_size, low=32, high=1024)
+        require_number("data.crop_share", self.crop_share, low=0.1, high=1)
         if self.max_per_class is not None:
-            _require_number("data.max_per_class", self.max_per_class, low=3)
+            require_number("data.max_per_class", self.max_per_class, low=3)
         if self.classes is not None:
-            _require(len(set(self.classes)) >= 2, "data.classes must name at least 2 different breeds", self.classes)
-        _require_number("data.valid_share", self.valid_share, low=0, high=0.9, low_open=True)
-        _require_number("data.test_share", self.test_share, low=0, high=0.9, low_open=True)
-        _require(
+            require(len(set(self.classes)) >= 2, "data.classes must name at least 2 different breeds", self.classes)
+        require_number("data.valid_share", self.valid_share, low=0, high=0.9, low_open=True)
+        require_number("data.test_share", self.test_share, low=0, high=0.9, low_open=True)
+        require(
             self.valid_share + self.test_share < 0.95,
             "data.valid_share + data.test_share must leave at least 0.05 to train on",
             self.valid_share + self.test_share,
         )
-        _require_number("data.seed", self.seed, low=0)
-        _require_number("data.max_bad_share", self.max_bad_share, low=0, high=1)
+        require_number("data.seed", self.seed, low=0)
+        require_number("data.max_bad_share", self.max_bad_share, low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -131,11 +116,11 @@ class ModelConfig:
     """Seed of random weights."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.weights), "model.weights must be a torchvision name, a file, random or auto", self.weights)
-        _require_choice("model.resnet_version", self.resnet_version, ("1", "1.5"))
-        _require_choice("model.trainable", self.trainable, get_args(Trainable))
-        _require_number("model.dropout", self.dropout, low=0, high=0.99)
-        _require_number("model.seed", self.seed, low=0)
+        require(bool(self.weights), "model.weights must be a torchvision name, a file, random or auto", self.weights)
+        require_choice("model.resnet_version", self.resnet_version, ("1", "1.5"))
+        require_choice("model.trainable", self.trainable, get_args(Trainable))
+        require_number("model.dropout", self.dropout, low=0, high=0.99)
+        require_number("model.seed", self.seed, low=0)
 
 
 @dataclass(frozen=True)
@@ -150,9 +135,9 @@ class FeaturesConfig:
     """What runs the frozen prefix; auto takes the fastest here that agrees with torch fp32."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.dir), "features.dir must name a folder", self.dir)
-        _require_number("features.max_gib", self.max_gib, low=0, low_open=True)
-        _require_choice("features.backend", self.backend, get_args(BackendName))
+        require(bool(self.dir), "features.dir must name a folder", self.dir)
+        require_number("features.max_gib", self.max_gib, low=0, low_open=True)
+        require_choice("features.backend", self.backend, get_args(BackendName))
 
 
 @dataclass(frozen=True)
@@ -189,31 +174,31 @@ class TrainConfig:
     """Seed of the head's first weights, of the order of batches and of augmentation."""
 
     def __post_init__(self) -> None:
-        _require_number("train.num_epochs", self.num_epochs, low=1)
-        _require_number("train.batch_size", self.batch_size, low=1)
-        _require_number("train.lr", self.lr, low=0, low_open=True)
-        _require_choice("train.optimizer", self.optimizer, ("adamw", "sgd", "adam"))
-        _require_number("train.weight_decay", self.weight_decay, low=0)
-        _require_choice("train.schedule", self.schedule, ("cosine", "one_cycle", "none"))
-        _require_number("train.label_smoothing", self.label_smoothing, low=0, high=0.99)
-        _require_choice("train.class_weights", self.class_weights, ("none", "balanced"))
-        _require_choice("train.augmentation", self.augmentation, get_args(Augmentation))
-        _require_number("train.num_views", self.num_views, low=1, high=64)
-        _require(
+        require_number("train.num_epochs", self.num_epochs, low=1)
+        require_number("train.batch_size", self.batch_size, low=1)
+        require_number("train.lr", self.lr, low=0, low_open=True)
+        require_choice("train.optimizer", self.optimizer, ("adamw", "sgd", "adam"))
+        require_number("train.weight_decay", self.weight_decay, low=0)
+        require_choice("train.schedule", self.schedule, ("cosine", "one_cycle", "none"))
+        require_number("train.label_smoothing", self.label_smoothing, low=0, high=0.99)
+        require_choice("train.class_weights", self.class_weights, ("none", "balanced"))
+        require_choice("train.augmentation", self.augmentation, get_args(Augmentation))
+        require_number("train.num_views", self.num_views, low=1, high=64)
+        require(
             self.num_views == 1 or self.augmentation != "none",
             "train.num_views above 1 needs train.augmentation other than none",
             self.num_views,
         )
-        _require(
+        require(
             self.num_views <= 2 or self.augmentation != "flip",
             "train.num_views must be at most 2 for train.augmentation=flip (an image has one mirror image)",
             self.num_views,
         )
-        _require_choice("train.precision", self.precision, ("auto", "fp32", "bf16"))
+        require_choice("train.precision", self.precision, ("auto", "fp32", "bf16"))
         if self.patience is not None:
-            _require_number("train.patience", self.patience, low=1)
-        _require_number("train.num_workers", self.num_workers, low=1)
-        _require_number("train.seed", self.seed, low=0)
+            require_number("train.patience", self.patience, low=1)
+        require_number("train.num_workers", self.num_workers, low=1)
+        require_number("train.seed", self.seed, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +212,12 @@ class FloatDimension:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.low), "low must be a finite number", self.low)
-        _require_number("high", self.high, low=self.low)
-        _require(not self.log or self.low > 0, "low must be above 0 where log is true", self.low)
-        _require(not (self.log and self.step is not None), "step must be null where log is true", self.step)
+        require(math.isfinite(self.low), "low must be a finite number", self.low)
+        require_number("high", self.high, low=self.low)
+        require(not self.log or self.low > 0, "low must be above 0 where log is true", self.low)
+        require(not (self.log and self.step is not None), "step must be null where log is true", self.step)
         if self.step is not None:
-            _require_number("step", self.step, low=0, low_open=True)
+            require_number("step", self.step, low=0, low_open=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +231,10 @@ class IntDimension:
     step: int = 1
 
     def __post_init__(self) -> None:
-        _require_number("high", self.high, low=self.low)
-        _require(not self.log or self.low > 0, "low must be above 0 where log is true", self.low)
-        _require(not self.log or self.step == 1, "step must be 1 where log is true", self.step)
-        _require_number("step", self.step, low=1)
+        require_number("high", self.high, low=self.low)
+        require(not self.log or self.low > 0, "low must be above 0 where log is true", self.low)
+        require(not self.log or self.step == 1, "step must be 1 where log is true", self.step)
+        require_number("step", self.step, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,10 +245,10 @@ class CategoricalDimension:
     choices: list[bool | int | float | str | None]
 
     def __post_init__(self) -> None:
-        _require(len(self.choices) > 0, "choices must not be empty", self.choices)
-        _require(len({repr(c) for c in self.choices}) == len(self.choices), "choices must differ", self.choices)
+        require(len(self.choices) > 0, "choices must not be empty", self.choices)
+        require(len({repr(c) for c in self.choices}) == len(self.choices), "choices must differ", self.choices)
         # NaN is the one value that does not equal itself.
-        _require(all(c == c for c in self.choices), "choices must not hold NaN", self.choices)
+        require(all(c == c for c in self.choices), "choices must not hold NaN", self.choices)
 
 
 Dimension = FloatDimension | IntDimension | CategoricalDimension
@@ -296,30 +281,33 @@ class SearchConfig:
     """No trial starts after so many seconds; null has no limit."""
     refit: Literal["train", "train_valid"] = "train_valid"
     """What the best trial's hyperparameters are trained on for the registered model."""
+    ensemble: int = 1
+    """Heads of the best so many trials, averaged into the registered model; above 1 needs model.trainable=head."""
     seed: int = 0
     """Seed of the sampler."""
     space: dict[str, Dimension] = field(default_factory=_default_space)
     """Dimensions by dotted config name: {train.lr: {type: float, low: 1.0e-4, high: 0.1, log: true}}."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(re.fullmatch(r"(train|valid)/[A-Za-z0-9_]+", self.metric)),
             "search.metric must be a train/ or valid/ metric (the test split is looked at once, at the end)",
             self.metric,
         )
-        _require_choice("search.direction", self.direction, ("maximize", "minimize"))
-        _require_number("search.num_trials", self.num_trials, low=1)
-        _require_number("search.num_parallel", self.num_parallel, low=1)
-        _require_choice("search.sampler", self.sampler, ("tpe", "gp", "cmaes", "qmc", "random", "grid"))
-        _require_choice("search.pruner", self.pruner, ("median", "hyperband", "none"))
+        require_choice("search.direction", self.direction, ("maximize", "minimize"))
+        require_number("search.num_trials", self.num_trials, low=1)
+        require_number("search.num_parallel", self.num_parallel, low=1)
+        require_choice("search.sampler", self.sampler, ("tpe", "gp", "cmaes", "qmc", "random", "grid"))
+        require_choice("search.pruner", self.pruner, ("median", "hyperband", "none"))
         if self.timeout_s is not None:
-            _require_number("search.timeout_s", self.timeout_s, low=0, low_open=True)
-        _require_choice("search.refit", self.refit, ("train", "train_valid"))
-        _require_number("search.seed", self.seed, low=0)
-        _require(len(self.space) > 0, "search.space must have at least one dimension", self.space)
+            require_number("search.timeout_s", self.timeout_s, low=0, low_open=True)
+        require_choice("search.refit", self.refit, ("train", "train_valid"))
+        require_number("search.ensemble", self.ensemble, low=1, high=64)
+        require_number("search.seed", self.seed, low=0)
+        require(len(self.space) > 0, "search.space must have at least one dimension", self.space)
         for name, dimension in self.space.items():
             if self.sampler == "grid" and isinstance(dimension, FloatDimension):
-                _require(
+                require(
                     dimension.step is not None,
                     f"search.space.{name} needs a step (or categorical choices) for search.sampler=grid",
                     dimension.step,
@@ -338,8 +326,8 @@ class TrackingConfig:
     """How long writes wait for a tracking server that is away before the command fails, in seconds."""
 
     def __post_init__(self) -> None:
-        _require_number("tracking.system_metrics_interval_s", self.system_metrics_interval_s, low=0.1)
-        _require_number("tracking.retry_s", self.retry_s, low=0)
+        require_number("tracking.system_metrics_interval_s", self.system_metrics_interval_s, low=0.1)
+        require_number("tracking.retry_s", self.retry_s, low=0)
 
 
 @dataclass(frozen=True)
@@ -353,20 +341,32 @@ class ExperimentConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(_NAME_PATTERN.fullmatch(self.name)) and len(self.name) <= 48,
             "name must be letters, digits and single hyphens, at most 48",
             self.name,
         )
         for dotted in self.search.space:
             self._check_searchable(dotted)
+        self._check_ensemble()
 
     @property
     def registered_model_name(self) -> str:
         return f"{self.name}-resnet50"
+
+    def _check_ensemble(self) -> None:
+        if self.search.ensemble == 1:
+            return
+        rule = "search.ensemble above 1 averages linear heads over one frozen network"
+        require(self.model.trainable == "head", f"{rule}: model.trainable must be head", self.model.trainable)
+        others = [name for name in self.search.space if not name.startswith("train.") and name != "model.dropout"]
+        require(not others, f"{rule}: search.space may name train fields and model.dropout only", others)
 
     def _check_searchable(self, dotted: str) -> None:
         known = [name for name in flatten(self) if is_searchable(name)]

@@ -10,8 +10,10 @@ Every error that a user can cause or must act on is one of these; its message is
     │   └── CheckpointError  a checkpoint that cannot be read
     ├── BackendError       a back end that is absent here or disagrees with torch fp32
     ├── FeaturesError      features that do not fit or cannot be kept
+    ├── ProfileError       profiler files that are absent or damaged
     ├── TrackingError      the tracking server or store refused, or stayed away
-    └── SearchError        a search that cannot go on
+    ├── SearchError        a search that cannot go on
+    └── ServingError       a server that does not start, or does not answer as it should
 """
 
 
@@ -47,9 +49,21 @@ class FeaturesError(DogbreedError):
     """Features that would not fit, or that cannot be kept."""
 
 
+class ProfileError(DogbreedError):
+    """Profiler files that are absent or damaged."""
+
+
 class TrackingError(DogbreedError):
     """The tracking store refused a write or stayed away longer than the deadline."""
 
 
 class SearchError(DogbreedError):
     """A search that cannot go on."""
+
+
+class ServingError(DogbreedError):
+    """A server that does not start, or does not answer as it should."""
+
+
+class GateError(DogbreedError):
+    """A change of champion that the gate does not allow; the command line exits with 3."""

@@ -41,6 +41,7 @@ from dogbreed_ml.config import Augmentation, BackendName, FeaturesConfig
 from dogbreed_ml.data.splits import Sample, Split
 from dogbreed_ml.errors import BackendError, FeaturesError
 from dogbreed_ml.progress import NO_PROGRESS, Progress
+from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.transforms import Preprocessing, augmented_square, decode_image, mirror, to_square
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,9 @@ class FeatureStore:
     """Absolute."""
     device: torch.device
     progress: Progress = field(default=NO_PROGRESS)
+    spans: Spans = field(default=NO_SPANS)
+    """Gets features/decode and features/transform of each image, from several threads, and of each batch
+    features/forward, with features/data_wait inside it where the forward pass waited for images, and features/write."""
 
     def table(
         self, samples: Sequence[Sample], prefix: FrozenPrefix, preprocessing: Preprocessing, *, views: Views = PLAIN
@@ -295,18 +299,23 @@ class FeatureStore:
         values: NDArray[Any] | None = None
         checksum, row, start = 0, 0, perf_counter()
         with self.progress.track(f"features {backend.name}", num_rows, "images") as advance:
-            for output in backend.run(_decoded_batches(samples, preprocessing, views, backend.batch_size)):
-                if values is None:
-                    shape = (num_rows, *output.shape[1:])
-                    values = np.lib.format.open_memmap(partial / FEATURES_FILE, "w+", dtype=backend.dtype, shape=shape)
-                kept = np.ascontiguousarray(output, dtype=backend.dtype)
-                values[row : row + len(kept)] = kept
-                checksum = zlib.crc32(kept.data, checksum)
+            decoded = decoded_batches(samples, preprocessing, views, batch_size=backend.batch_size, spans=self.spans)
+            outputs = backend.run(_timed(decoded, self.spans, "features/data_wait"))
+            for output in _timed(outputs, self.spans, "features/forward"):
+                with self.spans.span("features/write"):
+                    if values is None:
+                        shape = (num_rows, *output.shape[1:])
+                        path = partial / FEATURES_FILE
+                        values = np.lib.format.open_memmap(path, "w+", dtype=backend.dtype, shape=shape)
+                    kept = np.ascontiguousarray(output, dtype=backend.dtype)
+                    values[row : row + len(kept)] = kept
+                    checksum = zlib.crc32(kept.data, checksum)
                 row += len(kept)
                 advance(len(kept))
         if not isinstance(values, np.memmap) or row != num_rows:
             raise FeaturesError(f"The pass must give {num_rows} rows of features, got {row}.")
-        values.flush()
+        with self.spans.span("features/write"):
+            values.flush()
         del values
         images_per_s = round(num_rows / (perf_counter() - start), 1)
         meta = {
@@ -363,19 +372,36 @@ def _write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _view(sample: Sample, view: int, preprocessing: Preprocessing, views: Views) -> Images:
-    image = decode_image(sample.path.read_bytes())
-    if view == 0:
-        return to_square(image, preprocessing)
-    if views.augmentation == "flip":
-        # Drawn at random, half the kept views would only repeat the plain one.
-        return to_square(mirror(image), preprocessing)
-    seed = int(hashlib.sha256(f"{views.seed}/{sample.digest}/{view}".encode()).hexdigest()[:12], 16)
-    return augmented_square(image, preprocessing, views.augmentation, seed=seed)
+def _timed(batches: Iterator[Images], spans: Spans, name: str) -> Iterator[Images]:
+    """The same batches, with the wait for each as a span."""
+    while True:
+        with spans.span(name):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
-def _decoded_batches(
-    samples: Sequence[Sample], preprocessing: Preprocessing, views: Views, batch_size: int
+def _view(sample: Sample, view: int, preprocessing: Preprocessing, views: Views, spans: Spans) -> Images:
+    with spans.span("features/decode"):
+        image = decode_image(sample.path.read_bytes())
+    with spans.span("features/transform"):
+        if view == 0:
+            return to_square(image, preprocessing)
+        if views.augmentation == "flip":
+            # Drawn at random, half the kept views would only repeat the plain one.
+            return to_square(mirror(image), preprocessing)
+        seed = int(hashlib.sha256(f"{views.seed}/{sample.digest}/{view}".encode()).hexdigest()[:12], 16)
+        return augmented_square(image, preprocessing, views.augmentation, seed=seed)
+
+
+def decoded_batches(
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    views: Views = PLAIN,
+    *,
+    batch_size: int,
+    spans: Spans = NO_SPANS,
 ) -> Iterator[Images]:
     """Batches (B, S, S, 3) uint8 in row order, decoded by threads a little ahead of the forward pass."""
     pairs = ((sample, view) for sample in samples for view in range(views.first, views.first + views.num))
@@ -384,7 +410,7 @@ def _decoded_batches(
     num_threads = os.cpu_count() or 1
 
     def decode(chunk: list[tuple[Sample, int]]) -> Images:
-        return np.stack([_view(sample, view, preprocessing, views) for sample, view in chunk])
+        return np.stack([_view(sample, view, preprocessing, views, spans) for sample, view in chunk])
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         chunks = iter(lambda: list(islice(pairs, chunk_size)), [])

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import pickle
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -138,6 +139,18 @@ def new_suffix(network: Network, num_classes: int, *, dropout: float, seed: int)
     """A fresh copy of the trainable part, with a head drawn from `seed`, to be trained on kept features."""
     stages = [copy.deepcopy(stage) for stage in network.suffix[:-2]]
     return nn.Sequential(*stages, nn.Dropout(dropout), new_head(num_classes, seed=seed)).requires_grad_(True)
+
+
+def average_heads(heads: Sequence[nn.Module], shares: Sequence[float], *, into: nn.Module) -> None:
+    """Writes the heads' parameters, each times its share, added up, into `into`: a linear head of the same shape.
+
+    The logits of `into` are then the sum of each head's logits times its share.
+    """
+    with torch.no_grad():
+        for parameters in zip(into.parameters(), *(head.parameters() for head in heads), strict=True):
+            target, *sources = parameters
+            weighted = (source.to(target.device) * share for source, share in zip(sources, shares, strict=True))
+            target.copy_(torch.stack(list(weighted)).sum(0))
 
 
 def load_weights(config: ModelConfig) -> Weights:

@@ -7,8 +7,8 @@ with MLflow's loader_module, not as a pickled object, so that it loads under any
 import atexit
 import base64
 import importlib.metadata
-import io
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,26 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema, TensorSpec
-from PIL import Image
 
 from dogbreed_ml.checkpoint import load_checkpoint
 from dogbreed_ml.errors import ImageError, ModelError, TrackingError
+from dogbreed_ml.examples import example_images
+from dogbreed_ml.quantization import INT8_DIR
 from dogbreed_ml.serve import Predictor
 
 SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 """What the model needs to be loaded and served, pinned to the versions that are installed when it is logged."""
 
-DEFAULT_DEVICE = "cpu"
+_DATA_DIR = "data"
+"""Where MLflow puts the checkpoint inside a model."""
+
+DEFAULT_MODEL_CONFIG = {"device": "cpu", "backend": "torch-fp32", "min_probability": 0.0}
+"""What MLflow shows of the model's settings; torch-fp32 gives the same numbers wherever the model is loaded."""
 
 
 def log_model(run_id: str, checkpoint_path: Path, *, tracking_uri: str, name: str = "model", step: int = 0) -> str:
@@ -73,9 +78,9 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
             loader_module=__name__,
             data_path=str(checkpoint_path),
             code_paths=[str(Path(__file__).parent)],
-            model_config={"device": DEFAULT_DEVICE},
+            model_config=dict(DEFAULT_MODEL_CONFIG),
             signature=build_signature(),
-            input_example=pd.DataFrame({"image": [_draw_example()]}),
+            input_example=pd.DataFrame({"image": list(example_images())}),
             pip_requirements=_requirements(),
             uv_project_path=empty_dir,
         )
@@ -84,8 +89,8 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
 def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
     """Copies the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or runs:/RUN/NAME to a file.
 
-    The file lasts until this process ends. Raises ModelError where the model is not one of `log_model`'s, and
-    TrackingError where the store does not give it.
+    int8/ comes along where the model has it. The files last until this process ends. Raises ModelError where the
+    model is not one of `log_model`'s, and TrackingError where the store does not give it.
     """
     temporary = tempfile.TemporaryDirectory(prefix="dogbreed-")
     atexit.register(temporary.cleanup)
@@ -99,9 +104,46 @@ def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
         flavor = Model.load(str(fetch("MLmodel"))).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
         if flavor.get(mlflow.pyfunc.MAIN) != __name__:
             raise ModelError(f"{model_uri} must be a model that dogbreed-ml logged; name one of `dogbreed tune`'s.")
+        int8_path = f"{_DATA_DIR}/{INT8_DIR}"
+        if mlflow.artifacts.list_artifacts(artifact_uri=f"{location}/{int8_path}", tracking_uri=tracking_uri):
+            fetch(int8_path)
         return fetch(flavor[mlflow.pyfunc.DATA])
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{model_uri} could not be fetched from {tracking_uri}: {error}") from error
+
+
+def add_int8(model_id: str, checkpoint_path: Path, *, tracking_uri: str) -> None:
+    """Adds int8/, as `quantization.quantize` wrote it beside the checkpoint, to a logged model (m-...).
+
+    An INT8 model of an earlier call is replaced; where the new one is refused, the report says so. TrackingError.
+    """
+    int8_dir = checkpoint_path.parent / INT8_DIR
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        client.log_model_artifacts(model_id, str(int8_dir), f"{_DATA_DIR}/{INT8_DIR}")
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"The INT8 model could not be added to {model_id}: {error}") from error
+
+
+def link_evaluation(
+    run_id: str, model_id: str, metrics: Mapping[str, float], *, dataset: tuple[str, str], tracking_uri: str
+) -> None:
+    """Makes a logged model (m-...) an input of the run and logs the metrics to both, so that the model's page has them.
+
+    `dataset` is the name and digest of the data set that they are of. Raises TrackingError.
+    """
+    name, digest = dataset
+    now_ms = int(time.time() * 1000)
+    logged = [
+        Metric(key, value, now_ms, 0, model_id=model_id, dataset_name=name, dataset_digest=digest, run_id=run_id)
+        for key, value in metrics.items()
+    ]
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        client.log_batch(run_id, metrics=logged)
+    except MlflowException as error:
+        raise TrackingError(f"The metrics of {model_id} could not be logged to run {run_id}: {error}") from error
 
 
 def _artifact_location(model_uri: str, *, tracking_uri: str) -> str:
@@ -142,15 +184,6 @@ def _requirements() -> list[str]:
     return [f"{package}=={version}" for package, version in versions.items()]
 
 
-def _draw_example() -> bytes:
-    """A gradient as JPEG: a photograph of the user's has no place in a model that others may see."""
-    rising = Image.linear_gradient("L").resize((224, 224))
-    picture = Image.merge("RGB", (rising, rising.rotate(90), rising.rotate(180)))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=60)
-    return buffer.getvalue()
-
-
 class BreedModel:
     """What MLflow calls: `predict` on a DataFrame with the column `image`, file bytes or base64 text of them."""
 
@@ -166,7 +199,7 @@ class BreedModel:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return pd.DataFrame(
             {
-                "breed": [prediction.breed for prediction in predictions],
+                "breed": [prediction.answer for prediction in predictions],
                 "probability": [prediction.probability for prediction in predictions],
                 "top5": [
                     [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
@@ -192,6 +225,6 @@ def _image_bytes(value: object, *, index: int) -> bytes:
 
 
 def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> BreedModel:
-    """MLflow's entry point: `mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})` chooses the device."""
-    device = (model_config or {}).get("device", DEFAULT_DEVICE)
-    return BreedModel(Predictor.load(Path(data_path), device=device))
+    """MLflow's entry point: `mlflow.pyfunc.load_model(uri, model_config={"backend": "auto"})` chooses the back end."""
+    config = {**DEFAULT_MODEL_CONFIG, **(model_config or {})}
+    return BreedModel(Predictor.load(Path(data_path), **config))

@@ -111,6 +111,8 @@ def _plots(
         slices = plot_slice(study, target_name=result.metric)
     history.update_traces(marker_color=_ACCENT, selector={"mode": "markers"})
     history.update_traces(line_color=_BEST_COLOR, selector={"mode": "lines"})
+    # Plotly's own scale begins with white, which hides the worst trials.
+    parallel.update_traces(line_colorscale=[[0, "#b9c7d1"], [1, _BEST_COLOR]], selector={"type": "parcoords"})
     slices.update_xaxes(exponentformat="e")
     names = list(result.best.values)
     slices.update_layout(width=max(3, len(names)) * _SLICE_WIDTH_PX + 140 if len(names) > 4 else None)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from dogbreed_ml.samplers import build_distributions, build_pruner, build_sample
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.studies import VARYING, open_journal, study_path
 from dogbreed_ml.tracking import DatasetInput, Run, Tracker
-from dogbreed_ml.trials import Objective, TrialPlan, TrialRecord, build_record, is_interrupted, run_trial
+from dogbreed_ml.trials import Judge, Objective, TrialPlan, TrialRecord, build_record, is_interrupted, run_trial
 from dogbreed_ml.workers import Death, WorkerPool, WorkerSpec, limit_torch_threads
 
 __all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord"]
@@ -43,6 +43,11 @@ class SearchResult:
     """All trials but interrupted ones, by number."""
     direction: Literal["maximize", "minimize"]
     metric: str
+
+    @property
+    def ranked(self) -> tuple[TrialRecord, ...]:
+        """The complete trials, the best first."""
+        return _ranked(self.trials, self.direction)
 
 
 class SearchStudy:
@@ -127,19 +132,22 @@ class SearchStudy:
         tracker: Tracker,
         parent: Run,
         inputs: tuple[DatasetInput, ...] = (),
+        judge: Judge | None = None,
         console: Console | None = None,
         limit_threads: Callable[[int], None] = limit_torch_threads,
     ) -> SearchResult:
         """Runs trials until there are num_trials, the grid is exhausted or timeout_s is over.
 
-        `inputs` are the data sets that each child run names. `limit_threads` is called in each worker process with
-        its share of the cores. Raises SearchError where the first five trials, or all, failed.
+        `inputs` are the data sets that each child run names; `judge` gives each its tags from its epochs.
+        `limit_threads` is called in each worker process with its share of the cores. Raises SearchError where the
+        first five trials, or all, failed.
         """
         try:
             self.begin(parent.run_id)
             recover(self.study, self._storage, tracker, parent)
             records = [build_record(trial) for trial in self._counted()]
-            plan = TrialPlan(self.config, objective, build_distributions(self.config.search), parent.ref, inputs)
+            distributions = build_distributions(self.config.search)
+            plan = TrialPlan(self.config, objective, distributions, parent.ref, inputs, judge)
             with (
                 self._display(records, console) as display,
                 closing(self._trials(plan, tracker, parent, len(records), limit_threads)) as ended,
@@ -231,11 +239,8 @@ class SearchStudy:
                         yield record
 
     def _best(self, records: list[TrialRecord]) -> TrialRecord | None:
-        """The first of the best complete trials."""
-        complete = [(record.value, record) for record in records if record.state == "COMPLETE"]
-        sign = 1.0 if self.config.search.direction == "maximize" else -1.0
-        ordered = sorted(complete, key=lambda each: (-sign * (each[0] or 0.0), each[1].number))
-        return ordered[0][1] if ordered else None
+        ranked = _ranked(records, self.config.search.direction)
+        return ranked[0] if ranked else None
 
     def _stop_where_all_failed(self, records: list[TrialRecord]) -> None:
         if len(records) >= _TRIALS_THAT_MAY_ALL_FAIL and all(record.state == "FAILED" for record in records):
@@ -259,6 +264,13 @@ class SearchStudy:
             )
         search = self.config.search
         return SearchResult(self.study_name, best, tuple(records), search.direction, search.metric)
+
+
+def _ranked(records: Sequence[TrialRecord], direction: Literal["maximize", "minimize"]) -> tuple[TrialRecord, ...]:
+    """The complete trials, the best first; of equals the earlier one."""
+    complete = [record for record in records if record.state == "COMPLETE"]
+    sign = 1.0 if direction == "maximize" else -1.0
+    return tuple(sorted(complete, key=lambda each: (-sign * (each.value or 0.0), each.number)))
 
 
 def _study_number(name: str) -> int:

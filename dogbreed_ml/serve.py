@@ -1,20 +1,58 @@
-"""The Predictor: image bytes in, breeds out. No HTTP, no MLflow; torch, torchvision, Pillow and numpy alone."""
+"""The Predictor: image bytes in, breeds out. No HTTP, no MLflow; torch, torchvision, Pillow and numpy alone.
 
-from collections.abc import Sequence
+OpenVINO is used where it is installed and asked for, or where `auto` finds it faster.
+"""
+
+import logging
+import statistics
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from dogbreed_ml.checkpoint import Checkpoint, load_checkpoint
+from dogbreed_ml.backend import (
+    MIN_COSINE,
+    Backend,
+    Images,
+    Outputs,
+    available_backends,
+    build_backend,
+    device_of,
+    min_cosine,
+    run_all,
+)
+from dogbreed_ml.checkpoint import Checkpoint, build_module, load_checkpoint
+from dogbreed_ml.data.scan import MAX_BYTES
 from dogbreed_ml.errors import BackendError, ConfigError, ImageError
-from dogbreed_ml.model import Normalize, build_resnet50
-from dogbreed_ml.transforms import Preprocessing, decode_image, to_square
+from dogbreed_ml.examples import example_images
+from dogbreed_ml.policies import ServingBackendName
+from dogbreed_ml.quantization import find_int8, load_report
+from dogbreed_ml.transforms import MAX_PIXELS, Preprocessing, decode_image, to_square
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-"""Images of one forward pass."""
+"""Images that `predict` decodes and recognises at a time."""
+
+UNSURE = "unsure"
+"""The answer where no breed is as probable as asked for."""
+
+MAX_PROBABILITY_DIFFERENCE = 0.05
+"""A back end agrees where no probability on the example images differs more from torch fp32's.
+
+bf16 rounds to 3 digits: of ResNet50 with ImageNet weights it was off by 0.03 at most.
+"""
+
+MIN_INT8_COSINE = 0.99
+"""For openvino-int8 alone: its accuracy was measured on valid when it was made; single probabilities are 0.2 off."""
+
+_NUM_TIMED = 5
 
 
 @dataclass(frozen=True)
@@ -27,68 +65,267 @@ class Prediction:
     """Of that breed, in [0, 1]."""
     top5: tuple[tuple[str, float], ...]
     """The most probable breeds with their probabilities, best first; five of them unless asked otherwise."""
+    is_sure: bool = True
+    """Whether the probability reaches the predictor's min_probability."""
+
+    @property
+    def answer(self) -> str:
+        """The breed, or `unsure`."""
+        return self.breed if self.is_sure else UNSURE
+
+
+@dataclass(frozen=True)
+class ServingChoice:
+    """What `auto` chose, and why."""
+
+    name: ServingBackendName
+    latency_ms: dict[str, float]
+    """Median of one image's forward pass, by candidate."""
+    refused: dict[str, str]
+    """Candidates that disagree with torch fp32, each with its difference."""
 
 
 class Predictor:
     """Recognises breeds with one network; safe to share between threads."""
 
     def __init__(
-        self, network: nn.Module, classes: tuple[str, ...], *, preprocessing: Preprocessing, device: torch.device
+        self,
+        backend: Backend,
+        classes: tuple[str, ...],
+        *,
+        preprocessing: Preprocessing,
+        temperature: float = 1.0,
+        min_probability: float = 0.0,
+        flip: bool = False,
+        max_bytes: int = MAX_BYTES,
+        max_pixels: int = MAX_PIXELS,
+        choice: ServingChoice | None = None,
     ):
-        """`network` takes uint8 images (B, 3, S, S) on `device` and gives logits (B, len(classes))."""
+        """`backend` gives logits (B, len(classes)) for squares (B, S, S, 3) uint8.
+
+        `flip` averages the logits of each image and its mirror image, in twice the time.
+        """
         self.classes = classes
         self.preprocessing = preprocessing
-        self._network = network
-        self._device = device
+        self.temperature = temperature
+        self.min_probability = min_probability
+        self.choice = choice
+        """How `auto` came to its back end; None where one was asked for by name."""
+        self._backend = backend
+        self._flip = flip
+        self._max_bytes = max_bytes
+        self._max_pixels = max_pixels
+        # A back end's requests are its own; two callers at once would only take turns on the same cores.
+        self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "cpu") -> "Predictor":
-        """Loads a checkpoint file; raises CheckpointError, ModelError, or BackendError for a device that is absent."""
-        return cls.from_checkpoint(load_checkpoint(path), device=device)
+    def load(
+        cls,
+        path: Path,
+        *,
+        backend: ServingBackendName = "auto",
+        device: str = "auto",
+        min_probability: float = 0.0,
+        flip: bool = False,
+        max_bytes: int = MAX_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Predictor":
+        """Loads a checkpoint file, and the INT8 model beside it where there is one.
+
+        `auto` takes the back end that is fastest here and agrees with torch fp32 on the example images. Raises
+        CheckpointError, ModelError, or BackendError for a device or back end that is absent.
+        """
+        int8_path = find_int8(path)
+        if backend == "openvino-int8" and int8_path is None:
+            report = load_report(path)
+            if report is not None and not report.accepted:
+                raise BackendError(
+                    f"openvino-int8 must lose less than half a point of valid's top-1; this model fell from "
+                    f"{report.accuracy_fp32:.2%} to {report.accuracy_int8:.2%}. Take another back end."
+                )
+        return cls.from_checkpoint(
+            load_checkpoint(path),
+            backend=backend,
+            device=device,
+            int8_path=int8_path,
+            min_probability=min_probability,
+            flip=flip,
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+        )
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, *, device: str = "cpu") -> "Predictor":
-        """Builds the network in eval mode, fp32, channels_last."""
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        backend: ServingBackendName = "auto",
+        device: str = "auto",
+        int8_path: Path | None = None,
+        min_probability: float = 0.0,
+        flip: bool = False,
+        max_bytes: int = MAX_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Predictor":
+        """As `load`, of a checkpoint in memory; `int8_path` is its model.xml."""
         torch_device = _available_device(device)
         preprocessing = checkpoint.preprocessing
-        resnet = build_resnet50(
-            len(checkpoint.classes), resnet_version=checkpoint.resnet_version, state_dict=checkpoint.state_dict
+        module = build_module(checkpoint)
+
+        def build(name: ServingBackendName) -> Backend:
+            return build_backend(
+                name,
+                module,
+                image_size=preprocessing.image_size,
+                device=torch_device,
+                purpose="latency",
+                int8_path=int8_path,
+            )
+
+        choice = None
+        if backend == "auto":
+            candidates: list[ServingBackendName] = [*available_backends(torch_device)]
+            if int8_path is not None and "openvino-fp32" in candidates:
+                candidates.insert(0, "openvino-int8")
+            built, choice = choose_serving_backend(
+                build, candidates, preprocessing=preprocessing, temperature=checkpoint.temperature
+            )
+        else:
+            built = build(backend)
+        return cls(
+            built,
+            checkpoint.classes,
+            preprocessing=preprocessing,
+            temperature=checkpoint.temperature,
+            min_probability=min_probability,
+            flip=flip,
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            choice=choice,
         )
-        network = nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), resnet).eval().requires_grad_(False)
-        network.to(torch_device, torch.float32).to(memory_format=torch.channels_last)
-        return cls(network, checkpoint.classes, preprocessing=preprocessing, device=torch_device)
+
+    @property
+    def backend_name(self) -> ServingBackendName:
+        """What runs the network; never `auto`."""
+        return cast(ServingBackendName, self._backend.name)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """An image file's bytes as the square (S, S, 3) that the network sees.
+
+        JPEG, PNG, WebP, the first frame of a GIF and what else training reads. Raises ImageError with the reason.
+        """
+        if len(data) > self._max_bytes:
+            raise ImageError(f"too large: {len(data)} bytes, at most {self._max_bytes} are read")
+        return to_square(decode_image(data, max_pixels=self._max_pixels), self.preprocessing)
+
+    def logits(self, squares: Images) -> NDArray[np.float32]:
+        """Logits (B, K), before the temperature, of squares (B, S, S, 3) uint8; B may be 0."""
+        if not len(squares):
+            return np.zeros((0, len(self.classes)), dtype=np.float32)
+        with self._lock:
+            logits = run_all(self._backend, squares).astype(np.float32)
+            if self._flip:
+                mirrored = np.ascontiguousarray(squares[:, :, ::-1])
+                logits = (logits + run_all(self._backend, mirrored).astype(np.float32)) / 2
+        return logits
+
+    def recognise(self, squares: Images, *, top_k: int = 5) -> list[Prediction]:
+        """What each of the squares (B, S, S, 3) uint8 shows; B may be 0."""
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {top_k}.")
+        probabilities = _softmax(self.logits(squares), self.temperature)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
+        ranked = [tuple(zip((self.classes[i] for i in indices), values, strict=True)) for indices, values in rows]
+        return [
+            Prediction(breeds[0][0], breeds[0][1], breeds, is_sure=breeds[0][1] >= self.min_probability)
+            for breeds in ranked
+        ]
 
     def predict(self, images: Sequence[bytes], *, top_k: int = 5) -> list[Prediction]:
         """Recognises each image file's bytes; all of them or, with an ImageError that names the index, none."""
-        if top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {top_k}.")
-        predictions: list[Prediction] = []
+        predictions = self.recognise(np.zeros((0, 0, 0, 3), dtype=np.uint8), top_k=top_k)
         for start in range(0, len(images), BATCH_SIZE):
-            squares = self._decode(images[start : start + BATCH_SIZE], first_index=start)
-            predictions.extend(self._recognise(squares, top_k=top_k))
+            squares = self._decode_all(images[start : start + BATCH_SIZE], first_index=start)
+            predictions.extend(self.recognise(squares, top_k=top_k))
         return predictions
 
-    def _decode(self, images: Sequence[bytes], *, first_index: int) -> Tensor:
+    def _decode_all(self, images: Sequence[bytes], *, first_index: int) -> Images:
         squares = []
         for index, data in enumerate(images, start=first_index):
             try:
-                squares.append(to_square(decode_image(data), self.preprocessing))
+                squares.append(self.decode(data))
             except ImageError as error:
                 raise ImageError(f"images[{index}] must be an image that can be read: {error}.") from error
-        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+        return np.stack(squares)
 
-    def _recognise(self, squares: Tensor, *, top_k: int) -> list[Prediction]:
-        with torch.inference_mode():
-            probabilities = self._network(squares.to(self._device)).softmax(dim=1)
-            best = probabilities.topk(min(top_k, len(self.classes)), dim=1)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ranked = [tuple(zip((self.classes[i] for i in indices), values, strict=True)) for indices, values in rows]
-        return [Prediction(breeds[0][0], breeds[0][1], breeds) for breeds in ranked]
+
+def choose_serving_backend(
+    build: Callable[[ServingBackendName], Backend],
+    candidates: Sequence[ServingBackendName],
+    *,
+    preprocessing: Preprocessing,
+    temperature: float = 1.0,
+) -> tuple[Backend, ServingChoice]:
+    """The candidate with the shortest forward pass of one image that agrees with torch fp32 on the example images.
+
+    Agreement is a cosine of the logits of at least MIN_COSINE and probabilities within MAX_PROBABILITY_DIFFERENCE; of
+    openvino-int8 it is a cosine of MIN_INT8_COSINE. fp32 back ends are tried only where nothing else agrees: on the
+    same machine they are slower.
+    """
+    squares = np.stack([to_square(decode_image(data), preprocessing) for data in example_images()])
+    torch_fp32 = build("torch-fp32")
+    reference = run_all(torch_fp32, squares).astype(np.float32)
+    latency_ms: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for group in ([n for n in candidates if "fp32" not in n], [n for n in candidates if "fp32" in n]):
+        built = {name: torch_fp32 if name == "torch-fp32" else build(name) for name in group}
+        latency_ms |= {name: _latency_ms(backend, squares[:1]) for name, backend in built.items()}
+        for name in sorted(built, key=lambda each: latency_ms[each]):
+            logits = run_all(built[name], squares).astype(np.float32)
+            difference = _disagreement(logits, reference, temperature, is_int8=name == "openvino-int8")
+            if difference is None:
+                logger.info("back end %s chosen: %.1f ms an image", name, latency_ms[name])
+                return built[name], ServingChoice(name, latency_ms, refused)
+            refused[name] = difference
+            logger.warning("%s disagrees with torch-fp32 on the example images (%s).", name, difference)
+    raise BackendError(f"No back end of {', '.join(candidates)} gives finite logits; are the weights damaged?")
+
+
+def _disagreement(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], temperature: float, *, is_int8: bool
+) -> str | None:
+    """What is wrong with a back end's logits (B, K); None where they agree."""
+    cosine = min_cosine(logits, reference)
+    difference = float(np.abs(_softmax(logits, temperature) - _softmax(reference, temperature)).max())
+    # Not `<`: each comparison with NaN is false.
+    agrees = cosine >= MIN_COSINE and difference <= MAX_PROBABILITY_DIFFERENCE
+    if agrees or (is_int8 and cosine >= MIN_INT8_COSINE):
+        return None
+    return f"cosine of logits {cosine:.5f}, probabilities up to {difference:.4f} apart"
+
+
+def _latency_ms(backend: Backend, square: Images) -> float:
+    run_all(backend, square)
+    times = []
+    for _ in range(_NUM_TIMED):
+        start = perf_counter()
+        run_all(backend, square)
+        times.append((perf_counter() - start) * 1000)
+    return round(statistics.median(times), 2)
+
+
+def _softmax(logits: Outputs, temperature: float) -> NDArray[np.float64]:
+    """(B, K). In numpy: torch's softmax and topk wake its threads, 0.27 ms of a forward pass of 10."""
+    wide = logits.astype(np.float64) / temperature
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _available_device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = device_of(name)
         torch.empty(0, device=device)
     # torch raises an AssertionError where it is built without that device.
     except (RuntimeError, AssertionError) as error:

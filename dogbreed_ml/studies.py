@@ -14,12 +14,17 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
 from dogbreed_ml.config import ExperimentConfig, TrackingConfig, config_hash
+from dogbreed_ml.policies import DeployConfig, ProfileConfig, PromotionConfig
 
 VARYING = (
     "search.num_trials",
     "search.timeout_s",
     "search.num_parallel",
+    "search.ensemble",
+    *(f"profile.{field.name}" for field in dataclasses.fields(ProfileConfig)),
     *(f"tracking.{field.name}" for field in dataclasses.fields(TrackingConfig)),
+    *(f"promotion.{field.name}" for field in dataclasses.fields(PromotionConfig)),
+    *(f"deploy.{field.name}" for field in dataclasses.fields(DeployConfig)),
 )
 """What may change between two commands of one search: nothing that a trial's result depends on."""
 

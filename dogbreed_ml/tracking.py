@@ -180,6 +180,13 @@ class Tracker:
                     by_step.setdefault(metric.step, {})[name] = metric.value
         return [LoggedEpoch(step, by_step[step]) for step in sorted(by_step)]
 
+    def fetch_artifacts(self, run_id: str, artifact_dir: str, parent_dir: Path) -> Path:
+        """Copies a folder of a run's artifacts below `parent_dir` and returns it; TrackingError where it has none."""
+        try:
+            return Path(self.patiently(lambda: self.client.download_artifacts(run_id, artifact_dir, str(parent_dir))))
+        except OSError as error:
+            raise TrackingError(f"The run {run_id} has no artifacts in {artifact_dir}: {error}") from error
+
     def end_run(self, run_id: str, status: Status, *, tags: Mapping[str, str]) -> None:
         """Ends a run that no living process writes."""
 

@@ -74,20 +74,23 @@ def fit(
     num_classes: int,
     device: torch.device,
     spans: Spans = NO_SPANS,
+    loss_function: nn.Module | None = None,
 ) -> Iterator[EpochResult]:
     """Trains `model` in place and yields after each epoch.
 
     `model` maps what `train` yields to logits (B, K); parameters that do not require gradients stay as they are.
     Leaving the loop early leaves the model as the last epoch had it; with `patience` it has the best epoch's weights
-    once the loop ends by itself. The same seed on the same device gives the same losses.
+    once the loop ends by itself. The same seed on the same device gives the same losses. `loss_function` is what
+    `build_loss` makes; a debugger makes it beforehand, to hook onto it.
     """
-    model.to(device)
-    loss_function = nn.CrossEntropyLoss(
-        weight=_class_weights(train.labels, config, num_classes).to(device), label_smoothing=config.label_smoothing
-    )
-    num_steps = math.ceil(train.num_samples / config.batch_size) * config.num_epochs
-    optimizer = _optimizer(model, config)
-    schedule = _schedule(optimizer, config, num_steps)
+    with spans.span("initialisation"):
+        model.to(device)
+        if loss_function is None:
+            loss_function = build_loss(train.labels, config, num_classes)
+        loss_function.to(device)
+        num_steps = math.ceil(train.num_samples / config.batch_size) * config.num_epochs
+        optimizer = _optimizer(model, config)
+        schedule = _schedule(optimizer, config, num_steps)
     autocast = _autocast(model, config, device)
     best_loss, best_weights, epochs_since_best, global_step = math.inf, None, 0, 0
     devices = [device] if device.type == "cuda" else []
@@ -113,7 +116,7 @@ def fit(
         figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
         if valid is not None:
             with spans.span("evaluation"), _few_threads(model, device):
-                evaluated = evaluate(model, valid, device=device, autocast=autocast)
+                evaluated = evaluate(model, valid, device=device, autocast=autocast, spans=spans)
             figures |= {f"valid/{k}": v for k, v in metrics(evaluated.logits, evaluated.labels).items()}
         is_best = config.patience is None or valid is None or figures["valid/loss"] < best_loss
         if is_best:
@@ -122,11 +125,19 @@ def fit(
                 best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         else:
             epochs_since_best += 1
-        yield EpochResult(epoch, global_step, figures, perf_counter() - start, is_best)
+        result = EpochResult(epoch, global_step, figures, perf_counter() - start, is_best)
+        with spans.span("logging"):
+            yield result
         if config.patience is not None and epochs_since_best >= config.patience:
             break
     if best_weights is not None:
         model.load_state_dict(best_weights)
+
+
+def build_loss(labels: Tensor, config: TrainConfig, num_classes: int) -> nn.CrossEntropyLoss:
+    """The loss that `fit` minimises: logits (B, K) float and labels (B,) int64 to a scalar."""
+    weight = _class_weights(labels, config, num_classes)
+    return nn.CrossEntropyLoss(weight=weight, label_smoothing=config.label_smoothing)
 
 
 def evaluate(
@@ -135,14 +146,23 @@ def evaluate(
     *,
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    spans: Spans = NO_SPANS,
 ) -> Evaluated:
     """The model's logits on every sample, in order, plain views only; the model is left in training mode as it was."""
     was_training = model.training
     model.eval()
     logits = []
+    feed = batches.batches(EVALUATION_BATCH_SIZE, order=None, epoch=0)
     with torch.inference_mode(), autocast():
-        for inputs, _ in batches.batches(EVALUATION_BATCH_SIZE, order=None, epoch=0):
-            logits.append(model(inputs.to(device, non_blocking=True)).float().cpu())
+        while True:
+            with spans.span("evaluation/data_wait"):
+                batch = next(feed, None)
+            if batch is None:
+                break
+            with spans.span("evaluation/transfer"):
+                inputs = batch[0].to(device, non_blocking=True)
+            with spans.span("evaluation/forward"):
+                logits.append(model(inputs).float().cpu())
     model.train(was_training)
     return Evaluated(torch.cat(logits), batches.labels)
 

@@ -6,8 +6,8 @@ In that order: a trial that Optuna has as finished always has its finished run i
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 Objective = Callable[[ExperimentConfig], "Iterator[EpochResult]"]
 """Trains one trial's config; picklable where search.num_parallel is above 1. Leaving the loop early means pruned."""
+
+Judge = Callable[[Sequence["EpochResult"]], Mapping[str, str]]
+"""The tags of a trial, from its epochs; picklable as the objective is. debugging.epochs.EpochJudge in this project."""
 
 State = Literal["COMPLETE", "PRUNED", "FAILED"]
 
@@ -89,6 +92,7 @@ class TrialPlan:
     parent: RunRef
     inputs: tuple[DatasetInput, ...] = ()
     """The data sets that each child run names."""
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class _Progress:
     num_epochs: int = 0
     is_pruned: bool = False
     seconds: float = 0.0
+    results: list["EpochResult"] = field(default_factory=list)
 
     def outcome(self, run: Run, *, cause: str | None = None) -> _Outcome:
         return _Outcome(run.run_id, self.best_epoch, self.num_epochs, self.seconds, cause)
@@ -150,6 +155,8 @@ def run_trial(
             run.set_tags({STATE_TAG: "FAILED"})
             run.fail(error)
         progress.seconds = time.perf_counter() - start
+        if plan.judge is not None and progress.results:
+            run.set_tags(plan.judge(progress.results))
         state: State = "FAILED" if cause else "PRUNED" if progress.is_pruned else "COMPLETE"
         if not cause:
             run.log_metrics({OBJECTIVE_METRIC: progress.value or 0.0}, step=progress.best_epoch)
@@ -170,6 +177,7 @@ def _train(trial: optuna.Trial, values: Mapping[str, Any], plan: TrialPlan, run:
     try:
         for result in results:
             run.log_epoch(result)
+            progress.results.append(result)
             value = _metric_value(result, metric)
             progress.num_epochs += 1
             if result.is_best:

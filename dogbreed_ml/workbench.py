@@ -14,6 +14,7 @@ from dogbreed_ml.data.splits import Split, Splits
 from dogbreed_ml.features import FeatureBatches, FeatureStore, FeatureTable, FrozenPrefix, Views
 from dogbreed_ml.model import Network, Weights, build_network, load_weights, new_head, new_suffix
 from dogbreed_ml.progress import NO_PROGRESS, Progress
+from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.train import Batches
 from dogbreed_ml.transforms import Preprocessing
 
@@ -57,12 +58,14 @@ class Workbench:
     project_dir: Path
     device: torch.device
     progress: Progress = NO_PROGRESS
+    spans: Spans = NO_SPANS
+    """Gets the phases of the feature pass."""
     _digests: dict[tuple[object, ...], str] = field(default_factory=dict)
     _weights: dict[tuple[object, ...], Weights] = field(default_factory=dict)
     _feeds: dict[tuple[object, ...], Feeds] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_weights": {}, "_feeds": {}, "progress": NO_PROGRESS}
+        return self.__dict__ | {"_weights": {}, "_feeds": {}, "progress": NO_PROGRESS, "spans": NO_SPANS}
 
     def close(self) -> None:
         """Ends the worker processes of its feeds."""
@@ -115,7 +118,9 @@ class Workbench:
 
     def _feature_feeds(self, config: ExperimentConfig) -> Feeds:
         features_dir = self.project_dir / config.features.dir
-        store = FeatureStore(config.features, features_dir, device=self.device, progress=self.progress)
+        store = FeatureStore(
+            config.features, features_dir, device=self.device, progress=self.progress, spans=self.spans
+        )
         prefix = FrozenPrefix(
             weights_digest=self._digest(config.model),
             resnet_version=config.model.resnet_version,

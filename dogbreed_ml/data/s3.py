@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,8 +34,12 @@ class _Object:
     etag: str
 
 
-def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRESS) -> Path:
+def mirror_prefix(
+    uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRESS, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> Path:
     """Makes a folder of `parent_dir` hold the images below s3://bucket/prefix, and only those; returns it.
+
+    With other `suffixes` (lower case, with their dot) it holds the files that end in one of them instead.
 
     Credentials, region and AWS_ENDPOINT_URL are boto3's own business. Raises DataError.
     """
@@ -50,7 +54,9 @@ def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRES
     config = Config(retries={"mode": "standard"}, max_pool_connections=NUM_PARALLEL)
     try:
         client = boto3.session.Session().client("s3", config=config)
-        objects = list(_list_objects(client, bucket, prefix))
+        objects = list(_list_objects(client, bucket, prefix, suffixes))
+        if not objects and suffixes is not IMAGE_SUFFIXES:
+            raise DataError(f"{uri} has no files that end in {', '.join(sorted(suffixes))}.")
         if not objects:
             raise DataError(f"{uri} has no images; set data.path to a prefix with a folder per breed.")
         _mirror(client, bucket, objects, target, progress)
@@ -62,11 +68,11 @@ def mirror_prefix(uri: str, parent_dir: Path, *, progress: Progress = NO_PROGRES
     return target
 
 
-def _list_objects(client: Any, bucket: str, prefix: str) -> Iterator[_Object]:
+def _list_objects(client: Any, bucket: str, prefix: str, suffixes: Collection[str]) -> Iterator[_Object]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for each in page.get("Contents", ()):
             relative = each["Key"][len(prefix) :]
-            if os.path.splitext(relative)[1].lower() not in IMAGE_SUFFIXES:
+            if os.path.splitext(relative)[1].lower() not in suffixes:
                 continue
             if any(part in ("", ".", "..") for part in relative.split("/")) or "\0" in relative:
                 raise DataError(f"s3://{bucket}/{each['Key']} is refused: no file can be named {relative!r}.")

@@ -42,8 +42,7 @@ def load_splits(config: DataConfig, *, project_dir: Path, progress: Progress = N
     """
     fetched = _fetch(config, project_dir, progress)
     images = select_breeds(list_images(fetched.root, layout=fetched.layout), config.classes)
-    key = hashlib.sha256(bytes(fetched.root.resolve())).hexdigest()[:16]
-    findings = scan_images(images, project_dir / SCANS_DIR / f"{key}.json", progress=progress)
+    findings = scan_images(images, scan_path(fetched.root, project_dir), progress=progress)
     splits = build_splits(images, findings, config, source=fetched.name)
     logger.info(
         "%s: %d breeds, train %d, valid %d, test %d images, fingerprint %s",
@@ -51,6 +50,12 @@ def load_splits(config: DataConfig, *, project_dir: Path, progress: Progress = N
         splits.fingerprint,
     )
     return splits
+
+
+def scan_path(root: Path, project_dir: Path) -> Path:
+    """Where the scan of a folder is kept."""
+    key = hashlib.sha256(bytes(root.resolve())).hexdigest()[:16]
+    return project_dir / SCANS_DIR / f"{key}.json"
 
 
 def _fetch(config: DataConfig, project_dir: Path, progress: Progress) -> _Fetched:

@@ -49,10 +49,10 @@ class Options:
     skip_requirements: bool
 
     def to_flags(self) -> list[str]:
-        flags = ["--host", self.host, "--port", str(self.port), "--stop_grace_s", str(self.stop_grace_s)]
+        flags = ["--host", self.host, "--port", str(self.port), "--stop-grace-s", str(self.stop_grace_s)]
         if self.num_parallel_jobs is not None:
-            flags += ["--num_parallel_jobs", str(self.num_parallel_jobs)]
-        return [*flags, *(["--skip_requirements"] if self.skip_requirements else [])]
+            flags += ["--num-parallel-jobs", str(self.num_parallel_jobs)]
+        return [*flags, *(["--skip-requirements"] if self.skip_requirements else [])]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,6 @@ def stop_server(server: RunningServer) -> None:
 def local_sagemaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server for all tests: give jobs and buckets names of their own."""
 
-    server = start_server(tmp_path_factory.mktemp("local-sagemaker"), "--stop_grace_s", "2")
+    server = start_server(tmp_path_factory.mktemp("local-sagemaker"), "--stop-grace-s", "2")
     yield server
     stop_server(server)

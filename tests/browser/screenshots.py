@@ -7,12 +7,24 @@ weights, otherwise from what model.weights=auto finds.
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from dogbreed_ml.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.profiling.report import save_profiler_report
+from dogbreed_ml.profiling.session import profiled
+from dogbreed_ml.train import fit
+from dogbreed_ml.workbench import Workbench
 
 from .chromium import VIEWPORT, open_page
 from .conftest import FinishedSearch
@@ -55,6 +67,37 @@ def tall_ui(chromium: Browser, search: FinishedSearch) -> Iterator[MlflowUi]:
         yield ui
 
 
+@pytest.fixture(scope="module")
+def profiler_report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """layer4 tuned on freshly augmented drawings, profiled."""
+    folder = tmp_path_factory.mktemp("profile")
+    config = ExperimentConfig(
+        data=DataConfig(num_breeds=6, num_per_breed=20, image_size=64),
+        model=ModelConfig(weights="random", trainable="layer4"),
+        train=TrainConfig(num_epochs=4, batch_size=8, augmentation="flip_crop", num_workers=1),
+        profile=ProfileConfig(enabled=True, interval_ms=250),
+    )
+    with profiled(folder, config.profile) as session:
+        splits = load_splits(config.data, project_dir=folder)
+        bench = Workbench(splits, folder, torch.device("cpu"), spans=session.spans)
+        with closing(bench):
+            feeds, model = bench.feeds(config), bench.model(config)
+            epochs = fit(
+                model,
+                feeds.train,
+                valid=feeds.valid,
+                config=config.train,
+                metrics=compute_metrics,
+                num_classes=len(splits.classes),
+                device=torch.device("cpu"),
+                spans=session.spans,
+            )
+            assert len(list(epochs)) == config.train.num_epochs
+    profile = session.judge()
+    recording = replace(profile.recording, source="profiler/raw")
+    return save_profiler_report(folder, recording, profile.verdicts, title="layer4")
+
+
 def save_picture(page: Page, name: str) -> None:
     # Away from whatever it was over.
     page.mouse.move(0, 0)
@@ -87,3 +130,11 @@ def test_picture_of_the_search_report(tall_ui: MlflowUi, search: FinishedSearch)
     report = tall_ui.open_artifact(search.parent_name, "search_report.html")
     expect(report.locator(".js-plotly-plot")).to_have_count(4)
     save_picture(tall_ui.page, "search_report.png")
+
+
+def test_picture_of_the_profiler_report(chromium: Browser, profiler_report_path: Path) -> None:
+    url = profiler_report_path.as_uri()
+    with open_page(chromium, allowed_url=url, viewport=TALL) as visit:
+        visit.page.goto(url)
+        expect(visit.page.locator("#plot-heat-map .main-svg").first).to_be_visible()
+        save_picture(visit.page, "profiler_report.png")

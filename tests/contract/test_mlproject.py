@@ -19,9 +19,10 @@ from mlflow.utils.requirements_utils import _parse_requirements
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dogbreed_ml.arguments import CONFIG_VERBS, VERBS, Command, parse
+from dogbreed_ml.arguments import Command, parse
 from dogbreed_ml.config import ExperimentConfig, FloatDimension, flatten
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.options import CONFIG_VERBS, VERBS, PredictOptions
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -40,15 +41,16 @@ def parsed(entry_point: EntryPoint, parameters: dict[str, Any], storage_dir: Pat
     return parse(arguments[2:])
 
 
-def test_every_verb_that_ends_by_itself_is_an_entry_point(entry_points: dict[str, EntryPoint]) -> None:
-    assert set(entry_points) == {"main", *VERBS} - {"ui", "sagemaker-local"}
+def test_every_verb_but_those_of_running_servers_is_an_entry_point(entry_points: dict[str, EntryPoint]) -> None:
+    assert set(entry_points) == {"main", *VERBS} - {"ui", "endpoints", "delete", "sagemaker-local"}
 
 
 @pytest.mark.parametrize("name", ["main", *CONFIG_VERBS])
 def test_entry_point_without_parameters_is_the_dataclasses_defaults(
     name: str, entry_points: dict[str, EntryPoint], tmp_path: Path
 ) -> None:
-    expected = Command(verb="train" if name == "main" else name, config=ExperimentConfig())  # type: ignore[arg-type]
+    verb: Any = "train" if name == "main" else name
+    expected = Command(options=VERBS[verb](), config=ExperimentConfig())
     assert parsed(entry_points[name], {}, tmp_path) == expected
 
 
@@ -100,8 +102,7 @@ def test_predict_takes_an_image_and_a_model(
     monkeypatch.chdir(tmp_path)
     Path("my dog.jpg").touch()
     command = parsed(entry_points["predict"], {"image": "my dog.jpg", "model": "models:/dogs@challenger"}, tmp_path)
-    assert command.images == (tmp_path / "my dog.jpg",)
-    assert command.model == "models:/dogs@challenger"
+    assert command.options == PredictOptions(images=(str(tmp_path / "my dog.jpg"),), model="models:/dogs@challenger")
 
 
 def test_every_requirement_is_one_pin_without_an_address() -> None:

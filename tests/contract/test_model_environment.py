@@ -96,7 +96,7 @@ def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint_path: Path, image_path: Path) -> dict[str, float]:
-    return dict(Predictor.load(checkpoint_path).predict([image_path.read_bytes()])[0].top5)
+    return dict(Predictor.load(checkpoint_path, backend="torch-fp32").predict([image_path.read_bytes()])[0].top5)
 
 
 def environment_without_project() -> dict[str, str]:
@@ -247,5 +247,5 @@ def test_model_goes_to_a_tracking_server_and_comes_back(
     run = client.create_run(client.create_experiment("dogs"))
     model_uri = log_model(run.info.run_id, checkpoint_path, tracking_uri=tracking_server_url)
     fetched = load_checkpoint(fetch_checkpoint(model_uri, tracking_uri=tracking_server_url))
-    answer = Predictor.from_checkpoint(fetched).predict([image_path.read_bytes()])[0]
+    answer = Predictor.from_checkpoint(fetched, backend="torch-fp32").predict([image_path.read_bytes()])[0]
     assert dict(answer.top5) == pytest.approx(expected, abs=1e-6)

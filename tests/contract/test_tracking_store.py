@@ -16,7 +16,8 @@ from dogbreed_ml.config import ExperimentConfig, SplitName, TrackingConfig, flat
 from dogbreed_ml.data.splits import Sample, Split, Splits
 from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import HOST_TAG, PID_TAG, process_tags
-from dogbreed_ml.registry import CHALLENGER, CHAMPION, find_alias, load_version, register_challenger
+from dogbreed_ml.registry import CHALLENGER, CHAMPION, find_alias, load_version, register_challenger, resolve_version
+from dogbreed_ml.reigns import begin_reign, list_reigns, return_to
 from dogbreed_ml.tracking import Tracker
 
 CONFIG = ExperimentConfig(name="dogs")
@@ -245,27 +246,54 @@ class TestTrackingStore:
         assert len(tracker.client.get_metric_history(run.run_id, "train/m2")) == 600
 
     def test_challenger_moves_to_the_newest_version(self, tracker: Tracker) -> None:
-        def logged_model() -> tuple[str, str]:
-            with tracker.start_run("dogs") as run:
-                logged = tracker.client.create_logged_model(run.experiment_id, name="model", source_run_id=run.run_id)
-                tracker.client.finalize_logged_model(logged.model_id, "READY")
-            return f"models:/{logged.model_id}", run.run_id
-
         name = "dogs-resnet50"
         assert find_alias(tracker, name, CHALLENGER) is None
-        first_uri, first_run = logged_model()
+        first_uri, first_run = _logged_model(tracker)
         first = register_challenger(tracker, name, model_uri=first_uri, run_id=first_run, tags={"a": "1"})
         assert (first.version, first.aliases, first.run_id) == (1, (CHALLENGER,), first_run)
-        assert first.tags == {"a": "1", "run_id": first_run}
-        second_uri, second_run = logged_model()
+        assert first.tags == {"a": "1", "run_id": first_run, "model_id": first_uri.removeprefix("models:/")}
+        second_uri, second_run = _logged_model(tracker)
         second = register_challenger(tracker, name, model_uri=second_uri, run_id=second_run)
         assert (second.version, second.uri) == (2, "models:/dogs-resnet50/2")
         assert find_alias(tracker, name, CHALLENGER) == second
         assert load_version(tracker, name, 1).aliases == ()
         assert find_alias(tracker, name, CHAMPION) is None
         assert register_challenger(tracker, name, model_uri=second_uri, run_id=second_run) == second
+        assert load_version(tracker, name, 2).model_id == second_uri.removeprefix("models:/")
+        for reference in ("2", "challenger", "models:/dogs-resnet50/2", "models:/dogs-resnet50@challenger"):
+            assert resolve_version(tracker, name, reference) == second
+        with pytest.raises(TrackingError, match="no version 9; it has the versions 1, 2"):
+            resolve_version(tracker, name, "9")
         with pytest.raises(TrackingError):
             load_version(tracker, name, 9)
+
+    def test_reigns_of_champions_are_read_from_the_store_alone(self, store: Store, tracker: Tracker) -> None:
+        name = "reigns-resnet50"
+        assert list_reigns(tracker, name) == []
+        for _ in range(2):
+            model_uri, run_id = _logged_model(tracker)
+            register_challenger(tracker, name, model_uri=model_uri, run_id=run_id)
+        first, second = load_version(tracker, name, 1), load_version(tracker, name, 2)
+        begin_reign(tracker, first, "passed", replaces=None, run_id="gate", figures={"p95_ms": 9.5})
+        begin_reign(tracker, second, "forced", replaces=1, reason="größer, 'schneller' & \"besser\"")
+        return_to(tracker, name, 1, reason=None)
+        with store.open() as another:
+            reigns = list_reigns(another, name)
+            champion = find_alias(another, name, CHAMPION)
+        assert [(each.version, each.ground) for each in reigns] == [(1, "passed"), (2, "forced"), (1, "returned")]
+        assert reigns[0].figures == reigns[2].figures == {"p95_ms": 9.5}
+        assert reigns[1].reason == "größer, 'schneller' & \"besser\""
+        assert [each.until for each in reigns] == [reigns[1].since, reigns[2].since, None]
+        assert champion is not None
+        assert champion.version == 1
+
+
+def _logged_model(tracker: Tracker) -> tuple[str, str]:
+    """A logged model without files: its URI and its run."""
+    with tracker.start_run("dogs") as run:
+        logged = tracker.client.create_logged_model(run.experiment_id, name="model", source_run_id=run.run_id)
+        tracker.client.finalize_logged_model(logged.model_id, "READY")
+    return f"models:/{logged.model_id}", run.run_id
 
 
 def test_server_that_is_not_there_is_reported_soon(tmp_path: Path) -> None:

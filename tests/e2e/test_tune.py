@@ -121,11 +121,16 @@ def test_best_is_registered_as_challenger_and_predicts(
     assert image.parent.name in json.dumps(json.loads(process.stdout))
 
 
-def test_second_search_makes_no_forward_pass(summary: dict[str, Any], project_dir: Path) -> None:
-    again = answer("tune", *SMALL, cwd=project_dir)
+def test_second_search_makes_no_forward_pass_and_may_average_heads(
+    summary: dict[str, Any], project_dir: Path, client: MlflowClient
+) -> None:
+    again = answer("tune", *SMALL, "--search.ensemble", "2", "--search.pruner", "none", cwd=project_dir)
     assert (summary["cache_hits"], again["cache_hits"]) == (0, 1)
     assert again["parent_run_id"] != summary["parent_run_id"]
-    assert again["best_value"] == pytest.approx(summary["best_value"])
+    run = client.get_run(again["parent_run_id"])
+    assert run.data.tags["ensemble.trials"].split(", ")[0] == str(again["best_trial"])
+    assert len(run.data.tags["ensemble.trials"].split(", ")) == 2
+    assert {"ensemble/valid_accuracy_top1", "temperature"} <= set(run.data.metrics)
 
 
 def test_train_is_one_run_with_its_model(project_dir: Path, client: MlflowClient) -> None:

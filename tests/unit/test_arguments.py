@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dogbreed_ml.arguments import EXAMPLES, VERBS, Command, parse
+from dogbreed_ml.arguments import EXAMPLES, Command, parse
 from dogbreed_ml.config import (
     CategoricalDimension,
     ExperimentConfig,
@@ -16,6 +16,16 @@ from dogbreed_ml.config import (
     to_dict,
 )
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.options import (
+    CONFIG_VERBS,
+    VERBS,
+    DataOptions,
+    DeleteOptions,
+    PredictOptions,
+    SagemakerLocalOptions,
+    TuneOptions,
+    UiOptions,
+)
 
 Write = Callable[[str], str]
 
@@ -50,7 +60,7 @@ def refusal(*argv: str) -> str:
 
 
 def test_no_flags_are_the_dataclasses_defaults() -> None:
-    assert parse(["tune"]) == Command(verb="tune", config=ExperimentConfig())
+    assert parse(["tune"]) == Command(options=TuneOptions(), config=ExperimentConfig())
 
 
 @pytest.mark.parametrize("dotted", flatten(ExperimentConfig()))
@@ -282,41 +292,56 @@ def test_grid_sampler_with_the_default_space_says_what_it_needs() -> None:
 
 
 def test_unknown_verb_gets_the_nearest() -> None:
-    assert (
-        refusal("tuen") == "'tuen' is not a verb (data, train, tune, predict, ui, sagemaker-local); did you mean tune?"
-    )
+    assert refusal("tuen") == f"'tuen' is not a verb ({', '.join(VERBS)}); did you mean tune?"
     assert refusal("--json", "tune").startswith("unrecognized arguments: --json; the verb comes first")
 
 
-def test_predict_takes_images_and_one_source_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.jpg", "b c.jpg", "-d.jpg"):
-        Path(name).touch()
-    command = parse(["predict", "a.jpg", "b c.jpg", "--checkpoint", "best.pt"])
-    assert command.images == (Path("a.jpg"), Path("b c.jpg"))
-    assert (command.checkpoint, command.model) == (Path("best.pt"), None)
-    assert parse(["predict", "--model", "models:/dogs-resnet50@challenger", "--", "-d.jpg"]).images == (Path("-d.jpg"),)
+def test_predict_takes_images_and_one_source_of_the_model() -> None:
+    options = parse(["predict", "a.jpg", "b c.jpg", "--checkpoint", "best.pt", "--out", "sheet.png"]).options
+    assert options == PredictOptions(images=("a.jpg", "b c.jpg"), checkpoint=Path("best.pt"), out=Path("sheet.png"))
+    options = parse(["predict", "--model", "models:/dogs-resnet50@challenger", "--", "-d.jpg"]).options
+    assert options == PredictOptions(images=("-d.jpg",), model="models:/dogs-resnet50@challenger")
+    assert parse(["predict", "-", "--endpoint", "http://127.0.0.1:8080"]).options == PredictOptions(
+        images=("-",), endpoint="http://127.0.0.1:8080"
+    )
     for argv in (["a.jpg"], ["a.jpg", "--checkpoint", "x", "--model", "y"]):
-        assert refusal("predict", *argv) == "predict needs one of --checkpoint FILE and --model URI, and only one."
+        assert refusal("predict", *argv).startswith(
+            "predict needs one of --checkpoint FILE, --model URI and --endpoint"
+        )
     assert "images" in refusal("predict", "--checkpoint", "x")
 
 
-def test_predict_names_missing_images_and_what_is_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.jpg").touch()
-    assert refusal("predict", "a.jpg", "b.jpg", "c", "--checkpoint", "x").endswith("there is none at b.jpg, c.")
-    assert "models:/NAME@challenger, got 'best.pt'" in refusal("predict", "a.jpg", "--model", "best.pt")
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["predict", "a.jpg", "--model", "best.pt"], "models:/NAME@challenger, got 'best.pt'"),
+        (["predict", "a.jpg", "--endpoint", "localhost"], "an http:// or https:// address, got 'localhost'"),
+        (["predict", "a.jpg", "--checkpoint", "x", "--out", "sheet.pdf"], "a .png or .html file, got 'sheet.pdf'"),
+        (["promote", "--force"], "--force needs --reason TEXT"),
+        (["promote", "--force", "--reason", " "], "--force needs --reason TEXT"),
+        (["promote", "--to", "3", "--dry-run"], "--to excludes --force and --dry-run"),
+        (["deploy", "--unmeasured"], "--unmeasured needs --reason TEXT"),
+        (["deploy", "--port", "70000"], "--port must be 0 to 65535, got 70000"),
+        (["deploy", "--target", "cloud"], "target must be one of"),
+    ],
+)
+def test_options_that_break_a_rule_are_refused(argv: list[str], message: str) -> None:
+    assert message in refusal(*argv)
+
+
+def test_delete_takes_a_name() -> None:
+    assert parse(["delete", "dogs-8080"]).options == DeleteOptions(name="dogs-8080")
 
 
 def test_config_flags_belong_to_the_verbs_that_read_them() -> None:
     assert refusal("predict", "a.jpg", "--train.lr", "1").startswith("--train.lr is not a flag of dogbreed predict")
     assert refusal("ui", "--json") == "--json is not a flag of dogbreed ui."
-    assert parse(["data", "--clear-features"]).clear_features
+    assert parse(["data", "--clear-features"]).options == DataOptions(clear_features=True)
     assert refusal("tune", "--clear-features").startswith("--clear-features is not a flag of dogbreed tune")
 
 
 def test_ui_takes_an_address() -> None:
-    assert parse(["ui", "--port", "8080"]).port == 8080
+    assert parse(["ui", "--port", "8080"]).options == UiOptions(port=8080)
     assert refusal("ui", "--port", "http") == "port must be a whole number, got 'http'."
 
 
@@ -330,7 +355,7 @@ def test_help_of_a_verb_teaches_it(verb: str, capsys: pytest.CaptureFixture[str]
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert EXAMPLES[verb] in shown  # type: ignore[index]
-    if verb in ("data", "train", "tune"):
+    if verb in CONFIG_VERBS:
         assert all(f"--{dotted} " in shown for dotted in flatten(ExperimentConfig()))
         assert "One training: the hyperparameters of a single trial:" in shown
         assert "Peak learning rate. (type: float, default: 0.001)" in shown
@@ -342,7 +367,7 @@ def test_help_lists_the_verbs(argv: list[str], capsys: pytest.CaptureFixture[str
         parse(argv)
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"  {verb} " in shown and does in shown for verb, does in VERBS.items())
+    assert all(f"  {verb} " in shown and options.__doc__ in shown for verb, options in VERBS.items())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -350,8 +375,7 @@ def test_help_examples_parse(verb: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(EXPERIMENTS.parent)
     program, *argv = EXAMPLES[verb].split()  # type: ignore[index]
     assert program == "dogbreed"
-    monkeypatch.setattr(Path, "is_file", lambda path: True)
-    assert parse(argv).verb == verb
+    assert isinstance(parse(argv).options, VERBS[verb])  # type: ignore[index]
 
 
 # --- experiments ---
@@ -379,10 +403,11 @@ def test_udacity_experiment_is_the_first_users_search() -> None:
 
 
 def test_sagemaker_local_takes_an_action_and_logs_a_job() -> None:
-    command = parse(["sagemaker-local", "start", "--port", "0", "--num_parallel_jobs", "3", "--stop_grace_s", "1.5"])
-    assert (command.action, command.host, command.port) == ("start", "127.0.0.1", 0)
-    assert (command.num_parallel_jobs, command.stop_grace_s, command.foreground) == (3, 1.5, False)
-    assert parse(["sagemaker-local", "logs", "rex"]).job == "rex"
+    flags = ["--port", "0", "--num-parallel-jobs", "3", "--stop-grace-s", "1.5"]
+    assert parse(["sagemaker-local", "start", *flags]).options == SagemakerLocalOptions(
+        action="start", port=0, num_parallel_jobs=3, stop_grace_s=1.5
+    )
+    assert parse(["sagemaker-local", "logs", "rex"]).options == SagemakerLocalOptions(action="logs", job="rex")
     for arguments in (["logs"], ["stop", "rex"]):
         assert "logs needs the name of a job, and only logs takes one" in refusal("sagemaker-local", *arguments)
     assert "invalid choice: 'begin'" in refusal("sagemaker-local", "begin")

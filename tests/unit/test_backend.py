@@ -110,7 +110,7 @@ def test_this_cpu_has_torch_fp32_and_never_a_gpus_backend() -> None:
 
 
 def test_backend_of_another_device_is_refused_with_the_choices(module: nn.Module) -> None:
-    with pytest.raises(BackendError, match="features.backend must be one that runs on this cpu: auto, .*got torch-amp"):
+    with pytest.raises(BackendError, match="must be one that runs on this cpu: auto, .*got torch-amp"):
         build_backend("torch-amp", module, image_size=SIZE, device=CPU)
 
 

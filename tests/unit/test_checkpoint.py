@@ -1,6 +1,7 @@
 """A checkpoint's round trip, and every way in which a file can be something else."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def small_checkpoint(**changes: Any) -> Checkpoint:
     }
     config = with_values(ExperimentConfig(), {"search.space": space, "data.classes": ["a", "b"], "train.lr": 0.1 + 0.2})
     checkpoint = Checkpoint(
-        state_dict, ("Affenpinscher", "Löwchen", "犬"), Preprocessing(160, mean=(0.1, 0.2, 0.3)), "1", config
+        state_dict,
+        ("Affenpinscher", "Löwchen", "犬"),
+        Preprocessing(160, mean=(0.1, 0.2, 0.3)),
+        "1",
+        config,
+        temperature=1.25,
+        data_fingerprint="0123456789abcdef",
     )
     return dataclasses.replace(checkpoint, **changes)
 
@@ -45,7 +52,7 @@ def test_checkpoint_round_trip_changes_nothing(tmp_path: Path) -> None:
         assert (other.dtype, other.shape, other.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
         # Bytes, because NaN is not equal to itself and -0.0 is equal to 0.0.
         assert other.contiguous().numpy().tobytes() == tensor.contiguous().numpy().tobytes()
-    for field in ("classes", "preprocessing", "resnet_version", "config"):
+    for field in ("classes", "preprocessing", "resnet_version", "config", "temperature", "data_fingerprint"):
         assert getattr(loaded, field) == getattr(saved, field)
 
 
@@ -82,6 +89,8 @@ def test_checkpoint_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
         ({"classes": ("a", "a", "b")}, "distinct"),
         ({"classes": ("a", "b")}, r"one row for each of its 2 classes, got \(3, 2048\)"),
         ({"state_dict": {}}, "got None"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
     ],
 )
 def test_checkpoint_refuses_classes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
@@ -113,8 +122,11 @@ def edit_payload(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (lambda path: torch.save({"fc.bias": torch.zeros(3)}, path), "model.weights"),
         (lambda path: torch.save(torch.zeros(3), path), "model.weights"),
         (lambda path: torch.save(Path("x"), path), "must be a checkpoint that dogbreed-ml wrote"),
-        (lambda path: edit_payload(path, lambda p: p.update(format_version=99)), "format 1, got 99 .*read it with"),
-        (lambda path: edit_payload(path, lambda p: p.pop("format_version")), "format 1, got None"),
+        (
+            lambda path: edit_payload(path, lambda p: p.update(format_version=99)),
+            "format 1 or 2, got 99 .*read it",
+        ),
+        (lambda path: edit_payload(path, lambda p: p.pop("format_version")), "format 1 or 2, got None"),
         (lambda path: edit_payload(path, lambda p: p.pop("state_dict")), "lacks 'state_dict'"),
         (lambda path: edit_payload(path, lambda p: p.update(metadata="{}")), "lacks 'classes'"),
         (
@@ -132,6 +144,24 @@ def test_checkpoint_that_is_none_is_refused_with_a_reason(
         load_checkpoint(path)
 
 
-def test_checkpoint_format_version_is_one() -> None:
+def test_checkpoint_of_format_1_is_read_with_neither_temperature_nor_fingerprint(tmp_path: Path) -> None:
+    path = save_checkpoint(small_checkpoint(), tmp_path / "model.pt")
+
+    def back_to_1(payload: dict[str, Any]) -> None:
+        metadata = json.loads(payload["metadata"])
+        for name in ("temperature", "data_fingerprint"):
+            del metadata[name]
+        # The config had no such sections then.
+        for name in ("promotion", "deploy"):
+            del metadata["config"][name]
+        payload.update(format_version=1, metadata=json.dumps(metadata))
+
+    edit_payload(path, back_to_1)
+    loaded = load_checkpoint(path)
+    assert (loaded.temperature, loaded.data_fingerprint) == (1.0, None)
+    assert loaded.classes == small_checkpoint().classes
+
+
+def test_checkpoint_format_version_is_two() -> None:
     """A change of what is stored needs a new number here and a way to read the old one."""
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2

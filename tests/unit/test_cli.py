@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from dogbreed_ml import pipeline
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.errors import ConfigError, DataError
+from dogbreed_ml.errors import ConfigError, DataError, GateError
+from dogbreed_ml.options import PromoteOptions
+from dogbreed_ml.pipeline import data, promote
 from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
-from dogbreed_ml.serve import Prediction
 
 logger = logging.getLogger("dogbreed_ml.some.stage")
 
@@ -41,14 +41,14 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use_stage(monkeypatch: pytest.MonkeyPatch) -> UseStage:
-    """Puts a stage of the test's own in the place of `pipeline.describe_data`."""
+    """Puts a stage of the test's own in the place of `pipeline.data.describe_data`."""
 
     def use(stage: Stage) -> None:
         def describe_data(config: ExperimentConfig, *, context: Context) -> Told:
             stage(config, context)
             return Told()
 
-        monkeypatch.setattr(pipeline, "describe_data", describe_data)
+        monkeypatch.setattr(data, "describe_data", describe_data)
 
     return use
 
@@ -200,25 +200,6 @@ def test_print_config_is_yaml_that_gives_the_same_config(capfd: pytest.CaptureFi
     assert "lr: 0.5" in first
 
 
-def test_predict_prints_a_line_an_image(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
-
-    def predict(paths: tuple[Path, ...], *, model: str, context: Context) -> list[Prediction]:
-        asked.append(model)
-        return [Prediction("Boxer", 0.75, (("Boxer", 0.75), ("Beagle", 0.25))) for _ in paths]
-
-    monkeypatch.setattr(pipeline, "predict", predict)
-    Path("a.jpg").touch()
-    Path("b.jpg").touch()
-    assert main(["predict", "a.jpg", "b.jpg", "--checkpoint", "best.pt"]) == 0
-    assert capfd.readouterr().out == "a.jpg: Boxer (75.0%)\nb.jpg: Boxer (75.0%)\n"
-    assert main(["predict", "a.jpg", "--model", "models:/dogs@challenger", "--json"]) == 0
-    top5 = [{"breed": "Boxer", "probability": 0.75}, {"breed": "Beagle", "probability": 0.25}]
-    row = {"image": "a.jpg", "breed": "Boxer", "probability": 0.75, "top5": top5}
-    assert json.loads(capfd.readouterr().out) == {"predictions": [row]}
-    assert asked == ["best.pt", "models:/dogs@challenger"]
-
-
 def test_predict_with_a_file_that_is_no_checkpoint_fails_with_1(capfd: pytest.CaptureFixture[str]) -> None:
     Path("a.jpg").touch()
     Path("best.pt").write_text("not a checkpoint")
@@ -261,3 +242,29 @@ def test_tracking_uri_is_mlflows_default_anchored_at_the_project(tmp_path: Path)
     set_uri = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
     assert Context(tmp_path, environment=set_uri).tracking_uri == "http://127.0.0.1:5000"
     assert Context(tmp_path, environment={"MLFLOW_TRACKING_URI": ""}).tracking_uri.startswith("sqlite:")
+
+
+class Refused(Told):
+    """A refusal of the gate: an answer that ends the command with 3."""
+
+    is_refused = True
+
+
+@pytest.mark.parametrize(("flags", "printed"), [([], "told\n"), (["--json"], '{"name": "\\u00c9pagneul"}\n')])
+def test_refusal_is_answered_and_ends_with_3(
+    flags: list[str], printed: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(promote, "promote", lambda config, options, *, context: Refused())
+    assert main(["promote", *flags]) == 3
+    assert capfd.readouterr().out == printed
+
+
+def test_what_the_gate_does_not_allow_ends_with_3(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: ExperimentConfig, options: PromoteOptions, *, context: Context) -> None:
+        raise GateError(f"version {options.to} was never champion")
+
+    monkeypatch.setattr(promote, "promote", refuse)
+    assert main(["promote", "--to", "7"]) == 3
+    assert capfd.readouterr() == ("", "error: version 7 was never champion\n")

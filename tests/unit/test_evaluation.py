@@ -1,34 +1,20 @@
-"""Metrics against scikit-learn, tables, and figures that say what was found."""
-
-from dataclasses import dataclass
-from pathlib import Path
+"""Metrics and probabilities against scikit-learn, and tables."""
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
 from dogbreed_ml.evaluation import (
+    MAX_MISTAKES,
     ConfusedPair,
+    Mistake,
     compute_metrics,
-    confused_figure,
-    confusion_figure,
     evaluate_logits,
-    learning_curves_figure,
+    evaluate_probabilities,
 )
-
-
-@dataclass(frozen=True)
-class Epoch:
-    epoch: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Photograph:
-    path: Path
 
 
 def random_answers(num_samples: int, num_classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -109,68 +95,36 @@ def test_evaluation_confused_pair_of_a_breed_without_photographs_has_no_example(
     assert evaluation.confused_pairs[0].example is None
 
 
-@pytest.mark.parametrize("num_classes", [2, 8, 30])
-def test_confusion_figure_names_every_breed_and_the_finding(num_classes: int) -> None:
-    logits, labels = random_answers(num_classes * 5, num_classes)
-    evaluation = evaluate_logits(logits, labels, names(num_classes))
-    figure = confusion_figure(evaluation)
-    figure.draw_without_rendering()
-    axes = figure.axes[0]
-    assert {text.get_text() for text in axes.get_xticklabels()} == set(names(num_classes))
-    # A breed stands at the same place on both sides.
-    assert [t.get_text() for t in axes.get_xticklabels()] == [t.get_text() for t in axes.get_yticklabels()]
-    assert f"{evaluation.metrics['accuracy_top1'] * 100:.1f} %" in figure.get_suptitle()
+def test_probabilities_are_judged_before_and_after_the_temperature() -> None:
+    logits, labels = random_answers(600, 8)
+    report = evaluate_probabilities(logits * 5, labels, names(8), temperature=5.0)
+    for suffix, scaled in (("", logits), ("_raw", logits * 5)):
+        probabilities = softmax(scaled.astype(np.float64), axis=1)
+        assert report.metrics[f"loss{suffix}"] == pytest.approx(log_loss(labels, probabilities, labels=range(8)))
+    assert report.metrics["ece"] < report.metrics["ece_raw"]
+    assert sum(each.count for each in report.bins) == 600
+    assert report.coverage.at(0.0) == pytest.approx((1.0, accuracy_score(labels, logits.argmax(axis=1))))
 
 
-def test_confusion_figure_without_a_mistake_says_all_are_right() -> None:
-    evaluation = evaluate_logits(logits_of([0, 1], 2), np.array([0, 1]), names(2))
-    figure = confusion_figure(evaluation)
-    assert figure.get_suptitle().startswith("100.0 % of 2 photographs")
-    assert "mistaken" not in figure.get_suptitle()
+def test_probability_report_tells_the_surest_mistakes_first() -> None:
+    logits = logits_of([1, 1, 2], 3)
+    logits[1] *= 2
+    report = evaluate_probabilities(logits, np.array([0, 0, 2]), names(3), temperature=1.0)
+    surest = float(softmax(logits.astype(np.float64), axis=1)[1].max())
+    assert report.mistakes[0] == Mistake(1, "breed 0", "breed 1", surest)
+    assert [each.index for each in report.mistakes] == [1, 0]
 
 
-def test_learning_curves_figure_marks_the_best_epoch() -> None:
-    shares = [0.2, 0.7, 0.6]
-    epochs = [
-        Epoch(i, {"train/loss": 1.0, "valid/loss": 1.1, "valid/accuracy_top1": share, "valid/accuracy_top5": 0.9})
-        for i, share in enumerate(shares)
-    ]
-    figure = learning_curves_figure(epochs)
-    figure.draw_without_rendering()
-    assert figure.get_suptitle() == "Valid top-1 is best after epoch 1: 70.0 %"
-    marker = figure.axes[1].get_lines()[-1]
-    assert (list(marker.get_xdata()), list(marker.get_ydata())) == ([1], [0.7])  # type: ignore[arg-type]
+def test_probability_report_keeps_a_bounded_number_of_mistakes() -> None:
+    report = evaluate_probabilities(logits_of([1] * 40, 2), np.zeros(40, dtype=np.int64), names(2), temperature=1.0)
+    assert len(report.mistakes) == MAX_MISTAKES
 
 
-def test_learning_curves_figure_without_valid_metrics_shows_the_train_loss() -> None:
-    figure = learning_curves_figure([Epoch(0, {"train/loss": 1.5}), Epoch(1, {"train/loss": 0.25})])
-    figure.draw_without_rendering()
-    assert figure.get_suptitle() == "Train loss goes from 1.50 to 0.25"
-    assert len(figure.axes) == 1
-
-
-def test_learning_curves_figure_of_one_epoch_is_drawn() -> None:
-    learning_curves_figure([Epoch(0, {"valid/accuracy_top1": 0.5})]).draw_without_rendering()
-
-
-def test_confused_figure_shows_mistakes_beside_an_example(tmp_path: Path) -> None:
-    samples = []
-    for index, color in enumerate(("red", "green", "blue")):
-        path = tmp_path / f"{index}.png"
-        Image.new("RGB", (60, 40), color).save(path)
-        samples.append(Photograph(path))
-    figure = confused_figure([ConfusedPair("Saluki", "borzoi", 2, 0.5, (0, 1), 2)], samples)
-    figure.draw_without_rendering()
-    pixels = [np.asarray(axes.get_images()[0].get_array())[0, 0].tolist() for axes in figure.axes]
-    assert pixels == [[0, 0, 255], [255, 0, 0], [0, 128, 0]]
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["borzoi", "taken for it: Saluki, 2 of 4", ""]
-
-
-def test_confused_figure_survives_a_photograph_that_is_gone(tmp_path: Path) -> None:
-    figure = confused_figure([ConfusedPair("a", "b", 1, 1.0, (0,), None)], [Photograph(tmp_path / "gone.jpg")])
-    figure.draw_without_rendering()
-
-
-def test_confused_figure_without_mistakes_says_so() -> None:
-    figure = confused_figure([], [Photograph(Path("x"))])
-    assert figure.get_suptitle() == "No breed was taken for another in 1 photographs"
+def test_probability_report_has_a_row_for_each_threshold_and_bin() -> None:
+    logits = logits_of([0, 1], 2) * np.float32(0.1)
+    report = evaluate_probabilities(logits, np.array([0, 0]), names(2), temperature=1.0)
+    rows = report.coverage_rows()
+    assert [row["threshold"] for row in rows][:3] == [0.0, 0.05, 0.1]
+    assert rows[0] == {"threshold": 0.0, "coverage": 1.0, "accuracy": 0.5}
+    assert rows[-1]["coverage"] == 0.0
+    assert [row["count"] for row in report.reliability_rows()] == [2]

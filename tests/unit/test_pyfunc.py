@@ -22,8 +22,9 @@ from PIL import Image
 from dogbreed_ml.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import CheckpointError, ModelError, TrackingError
+from dogbreed_ml.examples import NUM_EXAMPLES
 from dogbreed_ml.model import build_resnet50
-from dogbreed_ml.pyfunc import SERVING_PACKAGES, build_signature, fetch_checkpoint, log_model, save_model
+from dogbreed_ml.pyfunc import SERVING_PACKAGES, add_int8, build_signature, fetch_checkpoint, log_model, save_model
 from dogbreed_ml.serve import Predictor
 from dogbreed_ml.transforms import Preprocessing
 
@@ -64,7 +65,7 @@ def model(model_dir: Path) -> PyFuncModel:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint_path: Path) -> dict[str, Any]:
-    prediction = Predictor.load(checkpoint_path).predict([PHOTOGRAPH])[0]
+    prediction = Predictor.load(checkpoint_path, backend="torch-fp32").predict([PHOTOGRAPH])[0]
     top5 = [{"breed": breed, "probability": probability} for breed, probability in prediction.top5]
     return {"breed": prediction.breed, "probability": prediction.probability, "top5": top5}
 
@@ -122,9 +123,10 @@ def test_model_signature_survives_its_file(model_dir: Path) -> None:
     assert str(stored.inputs) == "['image': binary (required)]"
 
 
-def test_model_example_is_an_image_that_it_answers(model: PyFuncModel, model_dir: Path) -> None:
+def test_model_examples_are_images_that_it_answers(model: PyFuncModel, model_dir: Path) -> None:
     assert model.input_example is not None
-    assert predict(model, model.input_example)["breed"][0] in CLASSES
+    assert len(model.input_example) == NUM_EXAMPLES
+    assert set(predict(model, model.input_example)["breed"]) <= set(CLASSES)
     serving_example = (model_dir / "serving_input_example.json").read_text()
     response = invocations(serving_example, "application/json", model, model.metadata.get_input_schema())
     assert response.status == 200
@@ -201,6 +203,35 @@ def test_fetch_checkpoint_finds_the_model_by_each_of_its_names(
     client.set_registered_model_alias("dogs-resnet50", "challenger", version.version)
     for name in (model_uri, "models:/dogs-resnet50/1", "models:/dogs-resnet50@challenger", f"runs:/{run_id}/model"):
         assert load_checkpoint(fetch_checkpoint(name, tracking_uri=uri)).classes == CLASSES
+
+
+def test_int8_is_added_to_a_model_and_fetched_with_its_checkpoint(
+    store: tuple[str, Path], run_id: str, checkpoint_path: Path, tmp_path: Path
+) -> None:
+    uri, _ = store
+    model_uri = log_model(run_id, checkpoint_path, tracking_uri=uri)
+    assert not (fetch_checkpoint(model_uri, tracking_uri=uri).parent / "int8").exists()
+    for text in ("first", "second"):
+        (tmp_path / "int8").mkdir(exist_ok=True)
+        (tmp_path / "int8" / "report.json").write_text(text)
+        add_int8(model_uri.removeprefix("models:/"), tmp_path / "checkpoint.pt", tracking_uri=uri)
+        fetched = fetch_checkpoint(model_uri, tracking_uri=uri)
+        assert (fetched.parent / "int8" / "report.json").read_text() == text
+    assert load_checkpoint(fetched).classes == CLASSES
+
+
+def test_int8_of_an_unknown_model_is_a_tracking_error(store: tuple[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "int8").mkdir()
+    with pytest.raises(TrackingError, match="could not be added to m-0"):
+        add_int8("m-0", tmp_path / "checkpoint.pt", tracking_uri=store[0])
+
+
+def test_model_is_unsure_where_it_is_told_to_be(model_dir: Path, expected: dict[str, Any]) -> None:
+    config = {"min_probability": expected["probability"] + 0.001}
+    strict: PyFuncModel = mlflow.pyfunc.load_model(str(model_dir), model_config=config)
+    answer = predict(strict, pd.DataFrame({"image": [PHOTOGRAPH]}))
+    assert answer["breed"][0] == "unsure"
+    assert answer["top5"][0] == expected["top5"]
 
 
 def test_fetch_checkpoint_of_an_unknown_model_is_a_tracking_error(store: tuple[str, Path]) -> None:

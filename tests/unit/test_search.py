@@ -23,6 +23,7 @@ from dogbreed_ml.config import (
     TrackingConfig,
     TrainConfig,
 )
+from dogbreed_ml.debugging.epochs import EpochJudge
 from dogbreed_ml.errors import DataError, SearchError, TrackingError
 from dogbreed_ml.samplers import grid_values, num_possible_trials
 from dogbreed_ml.search import SearchResult, SearchStudy
@@ -125,6 +126,12 @@ def good(config: ExperimentConfig) -> Iterator[Any]:
         yield Epoch(epoch, epoch, {"valid/accuracy_top1": value, "valid/loss": 1 - value})
 
 
+def falling(config: ExperimentConfig) -> Iterator[Any]:
+    """The train loss falls, the valid loss does not."""
+    for epoch, result in enumerate(good(config)):
+        yield replace(result, metrics=result.metrics | {"train/loss": 1 / (epoch + 2), "valid/loss": 1.0})
+
+
 def failing(config: ExperimentConfig) -> Iterator[Any]:
     if config.train.num_epochs:
         raise DataError(f"no photographs for {config.name}")
@@ -171,6 +178,27 @@ def test_search_runs_all_trials_and_finds_the_best(bench: Bench) -> None:
     assert first.metrics["objective"] == result.trials[0].value
     assert result.trials[0].values == {"train.lr": first.params["train.lr"]}
     assert (result.best.best_epoch, result.best.num_epochs, result.metric) == (2, 3, "valid/accuracy_top1")
+
+
+def test_every_trial_that_trained_is_judged_by_its_epochs(bench: Bench) -> None:
+    counts = {"beagle": 30, "collie": 2}
+    judge = EpochJudge(counts, {"ClassImbalance": {"samples": 32}, "LossNotDecreasing": {"num_steps": 1}})
+    bench.run(_config(num_trials=3), falling, judge=judge)
+    for run in bench.tracker.runs:
+        tags = {name: value for name, value in run.tags.items() if name.startswith("profiler.")}
+        assert tags == {
+            "profiler.LossNotDecreasing": "NoIssuesFound",
+            "profiler.Overfit": "IssuesFound",
+            "profiler.Overtraining": "NotApplicable",
+            "profiler.ClassImbalance": "IssuesFound",
+        }
+
+
+def test_trial_that_failed_in_its_first_epoch_is_not_judged(bench: Bench) -> None:
+    judge = EpochJudge({"beagle": 30, "collie": 2})
+    with pytest.raises(SearchError):
+        bench.run(_config(num_trials=1), failing, judge=judge)
+    assert not any(name.startswith("profiler.") for name in bench.tracker.runs[0].tags)
 
 
 def test_search_minimizes_where_asked(bench: Bench) -> None:

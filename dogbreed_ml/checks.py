@@ -1,0 +1,22 @@
+"""What a config section checks its values with: a rule that does not hold raises ConfigError, rule and value."""
+
+import math
+
+from dogbreed_ml.errors import ConfigError
+
+
+def require(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{rule}, got {value!r}.")
+
+
+def require_number(name: str, value: float, *, low: float, high: float = math.inf, low_open: bool = False) -> None:
+    """Refuses NaN too: each comparison with it is false."""
+    above = value > low if low_open else value >= low
+    bound = f"above {low}" if low_open else f"at least {low}"
+    limit = "" if high == math.inf else f" and at most {high}"
+    require(above and value <= high and value != math.inf, f"{name} must be {bound}{limit}", value)
+
+
+def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}", value)

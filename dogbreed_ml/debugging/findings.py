@@ -1,0 +1,252 @@
+"""What the tensor rules look for: plain functions over figures and arrays, whoever brings them.
+
+Epochs of a search's trial and tensors that smdebug saved are judged by the same functions. A step is whatever the
+caller counts in: optimizer steps. Each function returns every step at which its rule's condition held.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NOISE_SHARE = 0.01
+
+Array = NDArray[Any]
+"""Any shape, float or integer."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One step at which a rule's condition held."""
+
+    step: int
+    where: str
+    """The tensor, layer, breed or metric."""
+    what: str
+    """One sentence."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Finite figures behind the sentence."""
+
+
+def loss_not_decreasing(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    *,
+    num_steps: int,
+    diff_percent: float,
+    where: str = "loss",
+) -> list[Finding]:
+    """A loss is compared with the one at least `num_steps` steps before; then the next comparison starts from it.
+
+    Without `diff_percent` it must be lower at all, else lower by so many percent.
+    """
+    found, start = [], 0
+    for now in range(1, len(steps)):
+        if steps[now] - steps[start] < max(num_steps, 1):
+            continue
+        before, after = losses[start], losses[now]
+        limit = before - abs(before) * diff_percent / 100
+        # Not "after >= limit": NaN has not decreased either.
+        decreased = after < before and after <= limit
+        if not decreased:
+            what = f"The loss went from {before:.4g} at step {steps[start]} to {after:.4g} at step {steps[now]}."
+            values = _finite(loss_before=before, loss_after=after, step_before=steps[start])
+            found.append(Finding(steps[now], where, what, values))
+        start = now
+    return found
+
+
+def overfit(
+    steps: Sequence[int],
+    train: Sequence[float],
+    valid: Sequence[float],
+    *,
+    start_step: int,
+    patience: int,
+    ratio_threshold: float,
+) -> list[Finding]:
+    """valid above train by more than `ratio_threshold` of train, `patience` times in a row."""
+    found, run = [], 0
+    for step, train_loss, valid_loss in zip(steps, train, valid, strict=True):
+        gap = valid_loss - train_loss
+        exceeds = step >= start_step and gap > ratio_threshold * abs(train_loss)
+        run = run + 1 if exceeds else 0
+        if exceeds and run >= max(patience, 1):
+            what = f"The valid loss is {valid_loss:.4g} where the train loss is {train_loss:.4g}."
+            ratio = gap / abs(train_loss) if train_loss else math.inf
+            found.append(Finding(step, "valid/loss", what, _finite(train=train_loss, valid=valid_loss, ratio=ratio)))
+    return found
+
+
+def overtraining(
+    steps: Sequence[int],
+    train: Sequence[float],
+    valid: Sequence[float] | None,
+    *,
+    patience_train: int,
+    patience_validation: int,
+    delta: float,
+) -> list[Finding]:
+    """One of the losses has no new best, lower by at least `delta`, for as many points as its patience."""
+    series = [("train/loss", train, patience_train)]
+    if valid is not None:
+        series.append(("valid/loss", valid, patience_validation))
+    found = []
+    for where, losses, patience in series:
+        best, since = math.inf, 0
+        for step, loss in zip(steps, losses, strict=True):
+            if loss <= best - delta or (math.isinf(best) and loss < best):
+                best, since = loss, 0
+                continue
+            since += 1
+            if since >= max(patience, 1):
+                what = f"{where} has not improved by {delta:g} on {best:.4g} for {since} points."
+                found.append(Finding(step, where, what, _finite(loss=loss, best=best, points_since_best=since)))
+    return sorted(found, key=lambda each: each.step)
+
+
+def class_imbalance(
+    step: int,
+    counts: Mapping[str, int],
+    mispredicted: Mapping[str, int] | None = None,
+    *,
+    threshold_imbalance: float,
+    threshold_misprediction: float,
+    samples: int,
+) -> list[Finding]:
+    """Labels seen so far by class, and how many of them were taken for another class, where that is known.
+
+    Nothing is judged before `samples` labels.
+    """
+    seen = {name: count for name, count in counts.items() if count > 0}
+    if sum(seen.values()) < samples or len(seen) < 2:
+        return []
+    found = []
+    small, large = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
+    ratio = seen[large] / seen[small]
+    if ratio > threshold_imbalance:
+        what = f"{large} has {seen[large]} samples, {small} {seen[small]}: {ratio:.3g} times as many."
+        found.append(Finding(step, small, what, _finite(ratio=ratio, largest=seen[large], smallest=seen[small])))
+    for name, wrong in (mispredicted or {}).items():
+        if name not in seen:
+            continue
+        share = wrong / seen[name]
+        if share > threshold_misprediction:
+            what = f"{share:.0%} of the {seen[name]} samples of {name} were taken for another class."
+            found.append(Finding(step, name, what, _finite(mispredicted_share=share, samples=seen[name])))
+    return found
+
+
+@np.errstate(all="ignore")
+def vanishing_gradient(step: int, gradients: Mapping[str, Array], *, threshold: float) -> list[Finding]:
+    """A gradient whose mean magnitude is below `threshold`."""
+    found = []
+    for name, gradient in gradients.items():
+        mean = float(np.abs(gradient).mean()) if gradient.size else math.inf
+        if mean < threshold:
+            what = f"The mean magnitude of {name} is {mean:.3g}."
+            found.append(Finding(step, name, what, _finite(mean_magnitude=mean)))
+    return found
+
+
+@np.errstate(all="ignore")
+def exploding_tensor(step: int, tensors: Mapping[str, Array], *, only_nan: bool) -> list[Finding]:
+    """A tensor that holds NaN, or infinity too without `only_nan`."""
+    found = []
+    for name, tensor in tensors.items():
+        # A sum is not finite if one element is not, and takes a tenth of the time; it may overflow by itself.
+        if np.isfinite(tensor.sum(dtype=np.float64)):
+            continue
+        num_nan = int(np.isnan(tensor).sum())
+        num_inf = int(np.isinf(tensor).sum())
+        if num_nan or (num_inf and not only_nan):
+            what = f"{num_nan} of {tensor.size} values of {name} are NaN and {num_inf} infinite."
+            found.append(Finding(step, name, what, _finite(num_nan=num_nan, num_inf=num_inf, size=tensor.size)))
+    return found
+
+
+def all_zero(step: int, tensors: Mapping[str, Array], *, threshold: float) -> list[Finding]:
+    """A tensor of which at least `threshold` percent are zero."""
+    found = []
+    for name, tensor in tensors.items():
+        percent = 100 * (1 - np.count_nonzero(tensor) / tensor.size) if tensor.size else 0.0
+        if tensor.size and percent >= threshold:
+            found.append(Finding(step, name, f"{percent:.4g} % of {name} is zero.", _finite(zero_percent=percent)))
+    return found
+
+
+@np.errstate(all="ignore")
+def dead_relu(
+    step: int, outputs: Mapping[str, Array], *, threshold_inactivity: float, threshold_layer: float
+) -> list[Finding]:
+    """A layer, outputs (B, C, ...), of whose C units more than `threshold_layer` percent are dead.
+
+    Dead is a unit that is above zero in less than `threshold_inactivity` percent of the batch and its places.
+    """
+    found = []
+    for name, output in outputs.items():
+        if output.ndim < 2 or not output.size:
+            continue
+        axes = tuple(axis for axis in range(output.ndim) if axis != 1)
+        active = 100 * (output > 0).mean(axis=axes)
+        dead = 100 * float((active < threshold_inactivity).mean())
+        if dead > threshold_layer:
+            what = f"{dead:.3g} % of the {len(active)} units of {name} are dead."
+            found.append(Finding(step, name, what, _finite(dead_percent=dead, units=len(active))))
+    return found
+
+
+@np.errstate(all="ignore")
+def poor_weight_initialization(
+    step: int,
+    relu_inputs: Mapping[str, Array],
+    gradients: Mapping[str, Array],
+    losses: Sequence[float],
+    *,
+    threshold: float,
+    distribution_range: float,
+    patience: int,
+    steps: int,
+) -> list[Finding]:
+    """In the first `steps` saved steps, `losses` are theirs: no new lowest loss for `patience` of them, and a cause.
+
+    A new lowest loss is lower by 1 %: batches differ by as much.
+
+    A cause is a variance of activation inputs that differs between layers by a factor above `threshold`, or a
+    gradient whose 5th and 95th percentiles are closer than `distribution_range`. Either alone is no ailment: with
+    pretrained weights gradients are as small as that while the loss falls.
+    """
+    if len(losses) > steps or not _has_stalled(losses, patience):
+        return []
+    found = []
+    variances = {name: float(np.var(values, dtype=np.float64)) for name, values in relu_inputs.items() if values.size}
+    if len(variances) > 1:
+        low, high = min(variances, key=variances.__getitem__), max(variances, key=variances.__getitem__)
+        ratio = variances[high] / variances[low] if variances[low] else math.inf
+        # Written so that NaN, from a loss that exploded, is a finding as well.
+        if not ratio <= threshold:
+            what = f"Inputs vary by {variances[high]:.3g} at {high} and by {variances[low]:.3g} at {low}."
+            found.append(Finding(step, low, what, _finite(ratio=ratio, low=variances[low], high=variances[high])))
+    spreads = {
+        name: float(np.subtract(*np.percentile(values, [95, 5]))) for name, values in gradients.items() if values.size
+    }
+    if spreads:
+        narrow = min(spreads, key=spreads.__getitem__)
+        if not spreads[narrow] >= distribution_range:
+            what = f"90 % of {narrow} lie within {spreads[narrow]:.3g}."
+            found.append(Finding(step, narrow, what, _finite(range_5_to_95=spreads[narrow])))
+    return found
+
+
+def _has_stalled(losses: Sequence[float], patience: int) -> bool:
+    if len(losses) <= patience:
+        return False
+    before, after = losses[: len(losses) - patience], losses[len(losses) - patience :]
+    return not min(after, default=math.inf) < (1 - _NOISE_SHARE) * min(before)
+
+
+def _finite(**values: float) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,210 @@
+"""What each verb takes besides the config: one dataclass a verb; its docstring and fields are the verb's help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dogbreed_ml.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _option(default: T, text: str, *, metavar: str | None = None, nargs: str | None = None) -> T:
+    """A field with its help; with `nargs` (argparse's) it is given by position instead of by a flag."""
+    result: T = field(default=default, metadata={"help": text, "metavar": metavar, "nargs": nargs})
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """fetch, check and describe a data set"""
+
+    clear_features: bool = _option(False, "delete the kept features, and do no more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """one run"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """a search: parent run, child per trial, best refit, registered as challenger"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """a profiled run with rules and report, or recorded files judged"""
+
+    from_: str | None = _option(
+        None, "judge these files without training: a folder, s3:// or a run's id", metavar="SOURCE"
+    )
+    suggest: bool = _option(False, "try what the rules advise on a few steps each, and write the best as YAML")
+
+    def __post_init__(self) -> None:
+        if self.from_ and self.suggest:
+            raise ConfigError("--from and --suggest exclude each other: what is recorded cannot be run again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """a model version or checkpoint on the test split, or on any folder of breeds"""
+
+    version: str = _option("challenger", "alias or number of the config's model, a models:/ URI, or a checkpoint file")
+    folder: Path | None = _option(None, "evaluate on this folder of breeds instead of the test split", metavar="DIR")
+    flip: bool = _option(False, "average each image with its mirror image (twice the time)")
+    int8: bool = _option(False, "also quantize to INT8, and keep that where valid loses less than half a point")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteOptions:
+    """the gate: challenger against champion on accuracy and latency; moves the alias champion"""
+
+    version: str = _option("challenger", "alias or number of the version that is to become champion")
+    dry_run: bool = _option(False, "measure and judge, and move nothing")
+    force: bool = _option(False, "move the alias whatever the verdict; needs --reason")
+    reason: str | None = _option(None, "why --force or --to is right; recorded with the version", metavar="TEXT")
+    to: int | None = _option(None, "go back to this version, an earlier champion", metavar="VERSION")
+
+    def __post_init__(self) -> None:
+        if self.force and not (self.reason or "").strip():
+            raise ConfigError("--force needs --reason TEXT, which is recorded with the version.")
+        if self.to is not None and (self.force or self.dry_run):
+            raise ConfigError("--to excludes --force and --dry-run: an earlier champion was measured already.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryOptions:
+    """what was champion when, with verdicts"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployOptions:
+    """serve a model version behind /ping and /invocations"""
+
+    target: Literal["local"] = _option("local", "where: this machine")
+    version: str = _option("champion", "alias or number of the config's model, or a models:/ URI")
+    port: int = _option(8080, "the port to listen on; 0 takes a free one")
+    detach: bool = _option(False, "return once the server answers, and leave it running")
+    unmeasured: bool = _option(False, "serve a version that has no verdict; needs --reason")
+    reason: str | None = _option(None, "why --unmeasured is right; recorded with the version", metavar="TEXT")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be 0 to 65535, got {self.port}.")
+        if self.unmeasured and not (self.reason or "").strip():
+            raise ConfigError("--unmeasured needs --reason TEXT, which is recorded with the version.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointsOptions:
+    """the endpoints that run on this machine"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteOptions:
+    """stop an endpoint of this machine"""
+
+    name: str = _option("", "as `dogbreed endpoints` shows it", metavar="NAME", nargs="1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """image files -> breeds, from a checkpoint, a model version or an endpoint"""
+
+    images: tuple[str, ...] = _option(
+        (), "files, folders or globs; - reads one image from stdin", metavar="IMAGE", nargs="+"
+    )
+    checkpoint: Path | None = _option(None, "a checkpoint of this project", metavar="FILE")
+    model: str | None = _option(None, "a logged model: models:/NAME/VERSION or models:/NAME@ALIAS", metavar="URI")
+    endpoint: str | None = _option(None, "a server's address: http://127.0.0.1:8080", metavar="URL")
+    csv: bool = _option(False, "print comma-separated values instead of the table")
+    out: Path | None = _option(None, "write a contact sheet, a .png or .html file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.checkpoint, self.model, self.endpoint))) != 1:
+            raise ConfigError("predict needs one of --checkpoint FILE, --model URI and --endpoint URL, and only one.")
+        if self.model and ":/" not in self.model:
+            raise ConfigError(f"--model must be a URI such as models:/NAME@challenger, got {self.model!r}.")
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"--endpoint must be an http:// or https:// address, got {self.endpoint!r}.")
+        if self.out is not None and self.out.suffix not in (".png", ".html"):
+            raise ConfigError(f"--out must be a .png or .html file, got {str(self.out)!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiOptions:
+    """the MLflow UI on this project's store"""
+
+    host: str = _option("127.0.0.1", "the address to listen on")
+    port: int = _option(5000, "the port to listen on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SagemakerLocalOptions:
+    """a SageMaker on this machine: start, stop, status, logs of a job"""
+
+    action: Literal["start", "stop", "status", "logs"] = _option("start", "what to do", metavar="ACTION", nargs="1")
+    job: str | None = _option(None, "the training job whose logs are meant", metavar="JOB", nargs="?")
+    host: str = _option("127.0.0.1", "the address to listen on; others reach it if not loopback")
+    port: int = _option(5005, "the port to listen on; 0 takes any")
+    foreground: bool = _option(False, "stay, until Ctrl-C, with the log on stderr")
+    num_parallel_jobs: int | None = _option(None, "training jobs that run at once; default the cores")
+    stop_grace_s: float = _option(120.0, "seconds from SIGTERM to SIGKILL")
+    skip_requirements: bool = _option(False, "install no job's requirements.txt")
+
+    def __post_init__(self) -> None:
+        if (self.action == "logs") != (self.job is not None):
+            raise ConfigError("sagemaker-local logs needs the name of a job, and only logs takes one.")
+
+
+Options = (
+    DataOptions
+    | TrainOptions
+    | TuneOptions
+    | ProfileOptions
+    | EvaluateOptions
+    | PromoteOptions
+    | HistoryOptions
+    | DeployOptions
+    | EndpointsOptions
+    | DeleteOptions
+    | PredictOptions
+    | UiOptions
+    | SagemakerLocalOptions
+)
+
+Verb = Literal[
+    "data",
+    "train",
+    "tune",
+    "profile",
+    "evaluate",
+    "promote",
+    "history",
+    "deploy",
+    "endpoints",
+    "delete",
+    "predict",
+    "ui",
+    "sagemaker-local",
+]
+
+VERBS: dict[Verb, Any] = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "tune": TuneOptions,
+    "profile": ProfileOptions,
+    "evaluate": EvaluateOptions,
+    "promote": PromoteOptions,
+    "history": HistoryOptions,
+    "deploy": DeployOptions,
+    "endpoints": EndpointsOptions,
+    "delete": DeleteOptions,
+    "predict": PredictOptions,
+    "ui": UiOptions,
+    "sagemaker-local": SagemakerLocalOptions,
+}
+
+CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune", "profile", "evaluate", "promote", "history", "deploy")
+"""Those that read a config; the others take their options alone."""

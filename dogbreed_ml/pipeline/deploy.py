@@ -1,0 +1,212 @@
+"""`dogbreed deploy`: a model version behind /ping and /invocations on this machine."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.context import Context
+from dogbreed_ml.errors import GateError, ServingError
+from dogbreed_ml.options import DeployOptions
+from dogbreed_ml.pipeline.endpoints import (
+    ENDPOINT_TAG,
+    UNTIL_TAG,
+    Endpoint,
+    describe_process,
+    endpoints_dir,
+    forget,
+    record_end,
+    remember,
+)
+from dogbreed_ml.provenance import user_name
+from dogbreed_ml.server.process import ServerProcess, launch
+from dogbreed_ml.server.runner import bind
+from dogbreed_ml.server.settings import LOOPBACK, ServerSettings
+
+if TYPE_CHECKING:
+    from dogbreed_ml.registry import ModelVersion
+    from dogbreed_ml.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+VERDICT_TAG = "promotion.verdict"
+"""What `dogbreed promote` leaves on a version: passed, refused or forced."""
+
+BACKEND_TAG = "serving.backend"
+SINCE_TAG = "serving.since"
+BY_TAG = "serving.by"
+UNMEASURED_TAG = "serving.unmeasured_reason"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An endpoint that was started, and whether it still runs."""
+
+    endpoint: Endpoint
+    startup_s: float
+    """From nothing to the first healthy /ping."""
+    is_running: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        endpoint = self.endpoint
+        return {
+            "name": endpoint.name,
+            "url": endpoint.url,
+            "port": endpoint.port,
+            "pid": endpoint.pid,
+            "model": endpoint.model,
+            "version": endpoint.version,
+            "backend": endpoint.backend,
+            "log_path": endpoint.log_path,
+            "startup_s": round(self.startup_s, 2),
+            "is_running": self.is_running,
+        }
+
+    def render(self) -> str:
+        endpoint = self.endpoint
+        what = f"{endpoint.model} version {endpoint.version} with {endpoint.backend}"
+        if not self.is_running:
+            return f"served  {what} on {endpoint.url}, until now"
+        return "\n".join(
+            [
+                f"serves  {what}",
+                f"url     {endpoint.url}/invocations (ready after {self.startup_s:.1f} s)",
+                f"log     {endpoint.log_path}",
+                f"stop    dogbreed delete {endpoint.name}",
+            ]
+        )
+
+
+def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context) -> Deployment:
+    """Serves until it is interrupted or, with --detach, returns once /ping is healthy.
+
+    Raises GateError for a version that nobody measured, and ServingError where the server does not start.
+    """
+    from dogbreed_ml.registry import resolve_version
+    from dogbreed_ml.tracking import Tracker
+
+    with Tracker.open(
+        project_dir=context.project_dir, config=config.tracking, environment=context.environment
+    ) as tracker:
+        version = resolve_version(tracker, config.registered_model_name, options.version)
+        _require_verdict(version, options)
+        with _started(version, config, options, tracker=tracker, context=context) as (endpoint, server):
+            if options.detach:
+                _record(tracker, version, endpoint, options)
+                return Deployment(endpoint, server.startup_s, is_running=True)
+            try:
+                _record(tracker, version, endpoint, options)
+                logger.info(
+                    "%s version %d with %s on %s/invocations; Ctrl-C stops it",
+                    version.name, version.version, endpoint.backend, endpoint.url,
+                )  # fmt: skip
+                status = server.process.wait()
+            except KeyboardInterrupt:
+                # Not an interruption of the work, but its end.
+                logger.info("stopping; what is in flight is answered first")
+                server.stop()
+                record_end(tracker, endpoint)
+                return Deployment(endpoint, server.startup_s, is_running=False)
+            raise ServingError(f"The server ended by itself with status {status}; the lines above say why.")
+
+
+def _require_verdict(version: "ModelVersion", options: DeployOptions) -> None:
+    verdict = version.tags.get(VERDICT_TAG)
+    if verdict is None and not options.unmeasured:
+        raise GateError(
+            f"{version.name} version {version.version} must be measured before it is served, and has no verdict; run "
+            f"`dogbreed promote --version {version.version}`, or give --unmeasured --reason TEXT."
+        )
+    if verdict == "refused":
+        logger.warning("The gate refused %s version %d; it is served all the same.", version.name, version.version)
+
+
+@contextmanager
+def _started(
+    version: "ModelVersion",
+    config: ExperimentConfig,
+    options: DeployOptions,
+    *,
+    tracker: "Tracker",
+    context: Context,
+) -> Iterator[tuple[Endpoint, ServerProcess]]:
+    """The healthy server with its file; both are gone afterwards, unless it is detached and nothing failed."""
+    folder = endpoints_dir(context)
+    folder.mkdir(parents=True, exist_ok=True)
+    with bind(LOOPBACK, options.port) as listener:
+        port = listener.getsockname()[1]
+        name = f"{version.name}-{port}"
+        model_dir = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+        log_path = folder / f"{name}.log" if options.detach else None
+        server = None
+        try:
+            settings = ServerSettings(
+                checkpoint_path=_copy_model(version, model_dir, tracker=tracker),
+                deploy=config.deploy,
+                port=port,
+                model_name=version.name,
+                model_version=str(version.version),
+            )
+            server = launch(settings, listener, log_path=log_path, is_detached=options.detach)
+        finally:
+            if server is None:
+                shutil.rmtree(model_dir, ignore_errors=True)
+    endpoint: Endpoint | None = None
+    is_left_running = False
+    try:
+        backend = str(server.wait_ready().told["backend"])
+        endpoint = Endpoint(
+            name=name,
+            url=server.url,
+            host=LOOPBACK,
+            port=port,
+            process=describe_process(server.pid),
+            model=version.name,
+            version=version.version,
+            backend=backend,
+            deployed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            is_detached=options.detach,
+            tracking_uri=tracker.tracking_uri,
+            grace_s=config.deploy.grace_s,
+            log_path=None if log_path is None else str(log_path),
+            model_dir=str(model_dir),
+        )
+        remember(endpoint, context=context)
+        yield endpoint, server
+        is_left_running = options.detach
+    finally:
+        if not is_left_running:
+            server.stop()
+            shutil.rmtree(model_dir, ignore_errors=True)
+            if endpoint is not None:
+                forget(endpoint, context=context)
+
+
+def _copy_model(version: "ModelVersion", model_dir: Path, *, tracker: "Tracker") -> Path:
+    """The checkpoint and what lies beside it, where they last as long as the server does."""
+    from dogbreed_ml.pyfunc import fetch_checkpoint
+
+    fetched = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
+    shutil.copytree(fetched.parent, model_dir, dirs_exist_ok=True)
+    return model_dir / fetched.name
+
+
+def _record(tracker: "Tracker", version: "ModelVersion", endpoint: Endpoint, options: DeployOptions) -> None:
+    from dogbreed_ml.registry import set_version_tags
+
+    tags = {
+        BACKEND_TAG: endpoint.backend,
+        ENDPOINT_TAG: endpoint.name,
+        SINCE_TAG: endpoint.deployed_at,
+        UNTIL_TAG: "",
+        BY_TAG: user_name(),
+    }
+    if options.unmeasured and options.reason is not None:
+        tags[UNMEASURED_TAG] = options.reason
+    set_version_tags(tracker, version, tags)

@@ -1,0 +1,255 @@
+"""`dogbreed profile`: a profiled run, or a recording judged; and the profile of any other run that trains."""
+
+import json
+import logging
+import shlex
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import nn
+
+from dogbreed_ml.backend import device_of
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.s3 import mirror_prefix
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.data.splits import Split
+from dogbreed_ml.debugging.debugger import Debugger
+from dogbreed_ml.debugging.epochs import judge_epochs
+from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.features import CHOICES_FILE
+from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.profiling.recordings import LoaderProcesses
+from dogbreed_ml.profiling.report import save_profiler_report
+from dogbreed_ml.profiling.session import Profile, ProfileSession, judge_folder, profiled
+from dogbreed_ml.profiling.verdicts import Verdict
+from dogbreed_ml.spans import NO_SPANS, Spans
+from dogbreed_ml.train import Batches, EpochResult, build_loss, fit
+from dogbreed_ml.workbench import Workbench, uses_features
+
+if TYPE_CHECKING:
+    from dogbreed_ml.tracking import Run
+
+logger = logging.getLogger(__name__)
+
+PROFILES_DIR: Final = ".dogbreed/profiles"
+ARTIFACT_DIR: Final = "profiler"
+"""Of the run, and of its folder under PROFILES_DIR; tensors lie beside the latter and are not uploaded."""
+TENSORS_DIR: Final = "tensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSummary:
+    """A profile's verdicts and where to read on."""
+
+    run_id: str | None
+    """Null where a recording was judged without a run."""
+    report_path: str
+    verdicts: tuple[Verdict, ...]
+    figures: dict[str, float]
+    url: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        verdicts = [json.loads(json.dumps(asdict(verdict))) for verdict in self.verdicts]
+        return asdict(replace(self, verdicts=())) | {"verdicts": verdicts}
+
+    def render(self) -> str:
+        rule_width = max(len(verdict.rule) for verdict in self.verdicts)
+        lines = []
+        for verdict in self.verdicts:
+            lines.append(f"{verdict.rule:{rule_width}}  {verdict.status:13}  {verdict.reason}")
+            if verdict.recommendation:
+                lines.append(f"{'':{rule_width}}  {'':13}  -> {verdict.recommendation}")
+        lines.append(f"report  {self.report_path}")
+        if self.run_id is not None:
+            lines.append(f"run     {self.run_id}{f', {self.url}' if self.url else ''}")
+        return "\n".join(lines)
+
+
+def profile(config: ExperimentConfig, *, context: Context) -> ProfileSummary:
+    """A profiled training run. Its feature pass is always made, cold: the kept features are not looked at."""
+    from dogbreed_ml.tracking import Tracker
+
+    profiled_config = replace(config, profile=replace(config.profile, enabled=True))
+    tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
+    with tracker, tracker.start_run(config.name, run_name="profile") as run:
+        run.log_config(profiled_config)
+        run.log_environment(project_dir=context.project_dir, argv=context.argv, seed=config.train.seed)
+        run.log_text(shlex.join(context.argv), "command.txt")
+        with ExitStack() as stack:
+            profiler = stack.enter_context(profiled_run(profiled_config, run, project_dir=context.project_dir))
+            with profiler.spans.span("data"):
+                splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
+            run.log_splits(splits)
+            cold = stack.enter_context(_cold_features(profiled_config, context.project_dir))
+            bench = Workbench(splits, context.project_dir, device_of(), context.progress, spans=profiler.spans)
+            stack.enter_context(closing(bench))
+            with profiler.spans.span("features"):
+                feeds = bench.feeds(cold)
+            for result in profiler.epochs(bench, cold, bench.model(cold), feeds.train, valid=feeds.valid):
+                logger.info("%s", result.render())
+                run.log_epoch(result)
+        found = profiler.profile
+        return ProfileSummary(
+            run_id=run.run_id,
+            report_path=str(profiler.report_path),
+            verdicts=found.verdicts,
+            figures=found.figures,
+            url=tracker.run_url(run),
+        )
+
+
+def judge_source(source: str, config: ExperimentConfig, *, context: Context) -> ProfileSummary:
+    """Judges recorded files without a training: a folder, s3://bucket/prefix, or the id of a profiled run.
+
+    Ours and a SageMaker job's are the same to it. The report is kept under PROFILES_DIR.
+    """
+    parent_dir = context.project_dir / PROFILES_DIR
+    if source.startswith("s3://"):
+        parent_dir.mkdir(parents=True, exist_ok=True)
+        suffixes = {".json", ".csv"}
+        folder = mirror_prefix(source, parent_dir, progress=context.progress, suffixes=suffixes)
+        recorded = folder
+    elif Path(source).is_dir():
+        recorded, folder = Path(source), parent_dir / f"from-{Path(source).resolve().name}"
+    else:
+        recorded = folder = _fetched_run(source, config, context, parent_dir)
+    found = judge_folder(recorded, config.profile, folder=folder)
+    return ProfileSummary(
+        run_id=None, report_path=str(_save_report(found, title=source)), verdicts=found.verdicts, figures=found.figures
+    )
+
+
+def _fetched_run(run_id: str, config: ExperimentConfig, context: Context, parent_dir: Path) -> Path:
+    from dogbreed_ml.tracking import Tracker
+
+    tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
+    with tracker:
+        if not tracker.has_run(run_id):
+            raise ProfileError(f"--from must be a folder, s3://bucket/prefix or the id of a run, got {run_id!r}.")
+        target = parent_dir / run_id
+        target.mkdir(parents=True, exist_ok=True)
+        return tracker.fetch_artifacts(run_id, ARTIFACT_DIR, target)
+
+
+class RunProfiler:
+    """What a run that trains asks of its profile; off, it costs nothing."""
+
+    spans: Spans = NO_SPANS
+    report_path: Path | None = None
+
+    def __init__(self, config: ProfileConfig, session: ProfileSession | None = None, folder: Path | None = None):
+        self._config = config
+        self._session = session
+        self._folder = folder
+        self._profile: Profile | None = None
+        self._tensor_verdicts: tuple[Verdict, ...] = ()
+        if session is not None:
+            self.spans = session.spans
+
+    @property
+    def profile(self) -> Profile:
+        """Once the `with` of `profiled_run` has ended; ProfileError where profiling is off."""
+        if self._profile is None:
+            raise ProfileError("There is a profile only where profile.enabled is true, and after the training.")
+        return self._profile
+
+    def epochs(
+        self, bench: Workbench, config: ExperimentConfig, model: nn.Module, batches: Batches, *, valid: Batches | None
+    ) -> Generator[EpochResult]:
+        """As `fit`, recorded; the tensor rules watch where profile.debugger is on, and may end it."""
+        with ExitStack() as stack:
+            loss_function = build_loss(batches.labels, config.train, bench.num_classes)
+            results = fit(
+                model,
+                batches,
+                valid=valid,
+                config=config.train,
+                metrics=compute_metrics,
+                num_classes=bench.num_classes,
+                device=bench.device,
+                loss_function=loss_function,
+                spans=self.spans,
+            )
+            debugger = None
+            if self._session is not None:
+                if not uses_features(config):
+                    self._session.spans.loader = LoaderProcesses(config.train.num_workers)
+                if self._config.debugger:
+                    debugger = stack.enter_context(self._debugger(model.to(bench.device), loss_function))
+            seen: list[EpochResult] = []
+            for result in debugger.epochs(results) if debugger else results:
+                seen.append(result)
+                yield result
+        if debugger is not None:
+            self._tensor_verdicts = debugger.verdicts
+        elif self._session is not None:
+            counts = label_counts(bench.splits.train, bench.splits.classes)
+            self._tensor_verdicts = judge_epochs(seen, label_counts=counts, parameters=self._config.tensor_rules)
+
+    @contextmanager
+    def _debugger(self, model: nn.Module, loss_function: nn.Module) -> Iterator[Debugger]:
+        assert self._folder is not None
+        with Debugger.open(
+            self._folder / TENSORS_DIR,
+            save_interval=self._config.save_interval,
+            stop_on=self._config.stop_on,
+            parameters=self._config.tensor_rules,
+        ) as debugger:
+            debugger.watch(model, loss_function)
+            yield debugger
+
+    def finish(self, run: "Run") -> None:
+        """Judges, writes the report and attaches everything to the run."""
+        if self._session is None:
+            return
+        self._profile = self._session.judge(self._tensor_verdicts)
+        self.report_path = _save_report(self._profile, title=f"Run {run.run_id}")
+        run.set_tags(self._profile.tags)
+        run.log_metrics(self._profile.figures)
+        run.log_artifact(self._profile.folder, artifact_dir=ARTIFACT_DIR)
+
+
+@contextmanager
+def profiled_run(config: ExperimentConfig, run: "Run", *, project_dir: Path) -> Iterator[RunProfiler]:
+    """Profiles the body where profile.enabled is true, and attaches the profile to the run at its end.
+
+    Where the body raises, what was recorded stays in PROFILES_DIR and nothing is judged.
+    """
+    if not config.profile.enabled:
+        yield RunProfiler(config.profile)
+        return
+    folder = project_dir / PROFILES_DIR / run.run_id
+    shutil.rmtree(folder, ignore_errors=True)
+    with profiled(folder / ARTIFACT_DIR, config.profile) as session:
+        profiler = RunProfiler(config.profile, session, folder)
+        yield profiler
+    profiler.finish(run)
+
+
+def label_counts(split: Split, classes: Mapping[int, str] | tuple[str, ...]) -> dict[str, int]:
+    """Images of each breed in a split."""
+    counts = Counter(int(label) for label in split.labels)
+    return {classes[label]: counts[label] for label in sorted(counts)}
+
+
+@contextmanager
+def _cold_features(config: ExperimentConfig, project_dir: Path) -> Iterator[ExperimentConfig]:
+    """The config with an empty folder of features, which goes away; the choice of a back end is taken along."""
+    with tempfile.TemporaryDirectory(prefix="dogbreed-features-") as folder:
+        choices = project_dir / config.features.dir / CHOICES_FILE
+        if choices.is_file():
+            shutil.copy(choices, Path(folder) / CHOICES_FILE)
+        yield replace(config, features=replace(config.features, dir=folder))
+
+
+def _save_report(found: Profile, *, title: str) -> Path:
+    found.folder.mkdir(parents=True, exist_ok=True)
+    return save_profiler_report(found.folder, found.recording, found.verdicts, title=title, operators=found.operators)

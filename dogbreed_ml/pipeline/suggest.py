@@ -1,0 +1,195 @@
+"""`dogbreed profile --suggest`: tries what the rules advise, a few steps each, and keeps what is faster."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+import yaml
+from torch import Tensor
+
+from dogbreed_ml.backend import device_of
+from dogbreed_ml.config import ExperimentConfig, flatten, with_values
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.profiling.recordings import STEP_PREFIX
+from dogbreed_ml.profiling.timeline import TimelineRecorder
+from dogbreed_ml.train import Batches, fit
+from dogbreed_ml.workbench import Workbench, uses_features
+
+logger = logging.getLogger(__name__)
+
+OVERLAY_FILE: Final = ".dogbreed/profiles/suggestion.yaml"
+
+MIN_GAIN: Final = 1.05
+"""What is not faster by a twentieth is noise."""
+
+_NUM_WARM_STEPS: Final = 3
+_NUM_STEPS: Final = 8
+_FINAL_ROUNDS: Final = 3
+_MAX_PASSES: Final = 5
+_ENOUGH_S: Final = 1.0
+"""Short passes are repeated until they took so long together; the fastest counts, since noise only slows."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One setting, measured beside the best until then."""
+
+    values: dict[str, Any]
+    """What differs from the config, by dotted name."""
+    images_per_s: float
+    is_better: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestSummary:
+    """What was tried, and the best of it."""
+
+    attempts: tuple[Attempt, ...]
+    best: dict[str, Any]
+    """Dotted names to values; empty where nothing was faster."""
+    before_images_per_s: float
+    """Of the config as it was; measured again in turn with `after`, medians."""
+    after_images_per_s: float
+    overlay_path: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self) -> str:
+        lines = [
+            f"{'better' if each.is_better else 'no    '}  {each.images_per_s:8.1f} images/s  {_flags(each.values)}"
+            for each in self.attempts
+        ]
+        lines.append(f"before  {self.before_images_per_s:8.1f} images/s")
+        lines.append(f"after   {self.after_images_per_s:8.1f} images/s  {_flags(self.best) or 'nothing was faster'}")
+        lines += self.notes
+        if self.overlay_path is not None:
+            lines.append(f"overlay {self.overlay_path}")
+        return "\n".join(lines)
+
+
+def suggest(config: ExperimentConfig, *, context: Context) -> SuggestSummary:
+    """Tries loader workers, precision and batch size in turn, each on top of the best so far, and writes the overlay.
+
+    Kept features are used where they are there. Raises what a training with this config would.
+    """
+    splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
+    bench = Workbench(splits, context.project_dir, device_of(), context.progress)
+    attempts: list[Attempt] = []
+    best: dict[str, Any] = {}
+    with closing(bench):
+        # The first pass of a process pays for what later ones find done.
+        _images_per_s(bench, config)
+        for name, choices in _dimensions(config, num_samples=bench.feeds(config).train.num_samples):
+            speed = _images_per_s(bench, with_values(config, best))
+            for value in choices:
+                values = {**best, name: value}
+                tried = _images_per_s(bench, with_values(config, values))
+                is_better = tried > MIN_GAIN * speed
+                attempts.append(Attempt(values, round(tried, 1), is_better))
+                logger.info("%s: %.1f images/s, %.1f before", _flags(values), tried, speed)
+                if is_better:
+                    best, speed = values, tried
+        before, after = _paired(bench, config, best)
+    if best and after <= MIN_GAIN * before:
+        logger.info("The gain did not last: %.1f and %.1f images/s.", before, after)
+        best, after = {}, before
+    notes: tuple[str, ...] = ("Images are in channels_last order already.",) if not uses_features(config) else ()
+    if "train.batch_size" in best:
+        notes += ("A larger batch takes fewer steps: raise train.lr with it, and look at the accuracy.",)
+    return SuggestSummary(
+        attempts=tuple(attempts),
+        best=best,
+        before_images_per_s=round(before, 1),
+        after_images_per_s=round(after, 1),
+        overlay_path=str(_write_overlay(context.project_dir / OVERLAY_FILE, best)) if best else None,
+        notes=notes,
+    )
+
+
+def _dimensions(config: ExperimentConfig, *, num_samples: int) -> Iterator[tuple[str, list[Any]]]:
+    """What may be tried with this config; the values that it has already are left out."""
+    now = flatten(config)
+    cores = os.cpu_count() or 1
+    if not uses_features(config):
+        yield "train.num_workers", [n for n in sorted({1, cores, 2 * cores}) if n != now["train.num_workers"]]
+    yield "train.precision", [p for p in ("fp32", "bf16") if p != now["train.precision"]]
+    largest = num_samples // _NUM_STEPS
+    yield "train.batch_size", [n for n in (2 * now["train.batch_size"], 4 * now["train.batch_size"]) if n <= largest]
+
+
+def _paired(bench: Workbench, config: ExperimentConfig, best: Mapping[str, Any]) -> tuple[float, float]:
+    """Images/s before and after, in turns, so that what slows the machine slows both."""
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_FINAL_ROUNDS):
+        speeds[0].append(_images_per_s(bench, config))
+        if best:
+            speeds[1].append(_images_per_s(bench, with_values(config, best)))
+    return median(speeds[0]), median(speeds[1] or speeds[0])
+
+
+def _images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
+    """Of the training steps after the first few, in the fastest of a few passes."""
+    start, speeds = perf_counter(), list[float]()
+    while not speeds or (len(speeds) < _MAX_PASSES and perf_counter() - start < _ENOUGH_S):
+        speeds.append(_pass_images_per_s(bench, config))
+    return max(speeds)
+
+
+def _pass_images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
+    feeds = bench.feeds(config)
+    batch_size = config.train.batch_size
+    num_samples = min(feeds.train.num_samples, (_NUM_WARM_STEPS + _NUM_STEPS) * batch_size)
+    recorder = TimelineRecorder()
+    short = replace(config.train, num_epochs=1, patience=None)
+    for _ in fit(
+        bench.model(config), _First(feeds.train, num_samples), valid=None, config=short,
+        metrics=lambda logits, labels: {}, num_classes=bench.num_classes, device=bench.device, spans=recorder,
+    ):  # fmt: skip
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
+    steps = [event for event in recorder.events() if event.name == f"{STEP_PREFIX}TRAIN"]
+    # The whole of a short epoch rather than nothing of it.
+    measured = steps[_NUM_WARM_STEPS:] or steps
+    num_images = min(num_samples, len(measured) * batch_size)
+    spent_us = measured[-1].start_us + measured[-1].duration_us - measured[0].start_us
+    return num_images / max(spent_us, 1) * 1e6
+
+
+class _First:
+    """The first samples of other batches."""
+
+    def __init__(self, batches: Batches, num_samples: int):
+        self._batches = batches
+        self.num_samples = num_samples
+        self.labels = batches.labels[:num_samples]
+
+    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = torch.arange(self.num_samples) if order is None else order
+        return self._batches.batches(batch_size, order=rows, epoch=epoch)
+
+
+def _write_overlay(path: Path, values: Mapping[str, Any]) -> Path:
+    """Sections and fields, to be merged into an experiment's YAML."""
+    nested: dict[str, dict[str, Any]] = {}
+    for dotted, value in values.items():
+        section, _, leaf = dotted.partition(".")
+        nested.setdefault(section, {})[leaf] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(yaml.safe_dump(nested, sort_keys=False), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _flags(values: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in values.items())

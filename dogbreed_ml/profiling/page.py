@@ -1,0 +1,73 @@
+"""The report's page: its frame, its looks, and what each rule looks for."""
+
+from string import Template
+from typing import Final
+
+DESCRIPTIONS: Final = {
+    "StepOutlier": "Steps that took much longer than the others.",
+    "GPUMemoryIncrease": "GPU memory that grows while the training runs.",
+    "LowGPUUtilization": "GPUs that have little to do, or that fluctuate between work and waiting.",
+    "BatchSize": "CPU, GPU and GPU memory little used at once: the batch is too small.",
+    "CPUBottleneck": "GPUs that wait while the CPU is at its limit.",
+    "IOBottleneck": "GPUs that wait while the CPU waits for the disk or the network.",
+    "Dataloader": "Too few or too many loader processes, and steps that wait for data.",
+    "LoadBalancing": "GPUs or workers that do not share the work evenly.",
+    "MaxInitializationTime": "A first step that comes late.",
+    "OverallSystemUsage": "Nothing: it sums up how the machine was used.",
+    "OverallFrameworkMetrics": "Nothing: it sums up where the training loop's time went.",
+    "LossNotDecreasing": "A loss that does not fall.",
+    "VanishingGradient": "Gradients so small that a layer learns nothing.",
+    "ExplodingTensor": "NaN or infinity in losses, gradients, weights or activations.",
+    "Overfit": "A valid loss well above the train loss.",
+    "Overtraining": "Epochs that no longer improve the loss.",
+    "PoorWeightInitialization": "First weights from which the loss does not fall.",
+    "DeadRelu": "Layers whose units are zero for almost every image.",
+    "ClassImbalance": "Breeds with far fewer photographs than others, or mistaken far more often.",
+    "AllZero": "Gradients or weights that are all zero.",
+}
+
+PAGE: Final = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>$title: profiler report</title>
+<style>
+:root { --accent: #2f6f8f; --ink: #1d2730; --soft: #5d6b76; --line: #e2e7eb; --paper: #fff; --back: #f5f7f8; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
+header h1 { margin: 0; font-size: 26px; letter-spacing: -.01em; }
+header p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
+header .headline { color: var(--ink); font-weight: 600; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 14px; margin-top: 12px; font-size: 13.5px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+  padding: 18px 22px; margin-top: 18px; }
+.notes { border-color: #d9b64a; }
+h2 { margin: 0 0 8px; font-size: 17px; } h3 { margin: 14px 0 4px; font-size: 14.5px; }
+p { margin: 4px 0; } small { color: var(--soft); margin-left: 6px; }
+.none { color: var(--soft); }
+.advice { border-left: 3px solid #c8743a; padding: 4px 0 4px 12px; margin: 8px 0; }
+.parts { display: flex; gap: 2px; height: 30px; margin-bottom: 12px; }
+.parts span { min-width: 3px; overflow: hidden; border-radius: 4px; background: var(--accent); color: #fff; }
+.parts span:first-child { background: #c8743a; } .parts span:last-child { background: #5d6b76; }
+.parts i { font-style: normal; font-size: 12.5px; line-height: 30px; padding: 0 8px; white-space: nowrap; }
+.plot, .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { white-space: nowrap; } .facts th { font-weight: 500; color: var(--soft); }
+thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
+#rules { width: 100%; } #rules td.wide { white-space: normal; min-width: 200px; }
+.rule td:nth-child(3) { white-space: normal; min-width: 260px; }
+summary { cursor: pointer; color: var(--soft); font-size: 13.5px; margin-top: 6px; }
+.badge { font-size: 12px; font-weight: 600; padding: 1px 8px; border-radius: 9px; white-space: nowrap; }
+.IssuesFound { background: #fbe6df; color: #9c3a1c; } .NoIssuesFound { background: #e3f2e8; color: #23794b; }
+.NotApplicable { background: #eceff1; color: var(--soft); } .Error { background: #f7dada; color: #8f1f1f; }
+a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+</style>
+<script>$plotly</script></head>
+<body><main>
+<header><h1>$title: profiler report</h1><p class="headline">$headline</p><p>Recorded in $source. Made $made; times are
+UTC.</p><nav>$contents</nav></header>
+$notes
+$sections
+</main></body></html>
+""")

@@ -1,0 +1,259 @@
+"""Ailments made for real in a training run: the rule for each fires, and is silent on a healthy run."""
+
+import math
+import multiprocessing
+import multiprocessing.synchronize
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from smdebug_rulesconfig.profiler_rules import rules as rule_configs
+from torch import Tensor, nn
+
+from dogbreed_ml.config import TrainConfig
+from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.profiling.readers import read_recording
+from dogbreed_ml.profiling.recordings import LoaderProcesses
+from dogbreed_ml.profiling.rules import judge
+from dogbreed_ml.profiling.session import RAW_DIR, ProfileSession, profiled
+from dogbreed_ml.profiling.verdicts import Verdict
+from dogbreed_ml.train import fit
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@dataclass
+class Batches:
+    """Random samples; whatever is in `before` is called before each batch."""
+
+    num_samples: int = 480
+    num_features: int = 64
+    before: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.inputs = torch.randn(self.num_samples, self.num_features)
+        self.labels = torch.arange(self.num_samples) % 3
+
+    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in (torch.arange(self.num_samples) if order is None else order).split(batch_size):
+            for call in self.before:
+                call()
+            yield self.inputs[rows], self.labels[rows]
+
+
+class Head(nn.Module):
+    """A linear head whose step takes 2 ms at least, as a network's would; `stall_s` every twentieth time."""
+
+    def __init__(self, *, stall_s: float = 0.0, num_features: int = 64):
+        super().__init__()
+        self.linear = nn.Linear(num_features, 3)
+        self.stall_s = stall_s
+        self.num_calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.num_calls += 1
+        time.sleep(self.stall_s if self.stall_s and self.num_calls % 20 == 7 else 0.002)
+        output: Tensor = self.linear(inputs)
+        return output
+
+
+def train(
+    session: ProfileSession,
+    batches: Batches,
+    model: nn.Module,
+    *,
+    batch_size: int = 2,
+    num_epochs: int = 1,
+    device: str = "cpu",
+) -> None:
+    config = TrainConfig(num_epochs=num_epochs, batch_size=batch_size)
+    results = fit(
+        model, batches, valid=None, config=config, metrics=lambda logits, labels: {}, num_classes=3,
+        device=torch.device(device), spans=session.spans,
+    )  # fmt: skip
+    assert all(math.isfinite(result.metrics["train/loss"]) for result in results)
+
+
+def verdict_of(folder: Path, rule: rule_configs.ProfilerRuleBase) -> Verdict:
+    (verdict,) = judge(read_recording(folder / RAW_DIR), [rule])
+    return verdict
+
+
+CPU_RULES = (
+    rule_configs.Dataloader(),
+    rule_configs.StepOutlier(),
+    rule_configs.MaxInitializationTime(threshold=1),
+)
+
+
+@pytest.fixture(scope="module")
+def healthy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("healthy")
+    with profiled(folder, ProfileConfig(interval_ms=20)) as session:
+        train(session, Batches(), Head())
+    return folder
+
+
+@pytest.mark.parametrize("rule", CPU_RULES, ids=lambda rule: str(rule.rule_name))
+def test_a_healthy_run_has_no_issue(healthy_dir: Path, rule: rule_configs.ProfilerRuleBase) -> None:
+    verdict = verdict_of(healthy_dir, rule)
+    assert (verdict.status, verdict.recommendation) == ("NoIssuesFound", ""), verdict.reason
+    assert verdict.datapoints > 0
+
+
+def test_a_loader_that_sleeps_is_found(tmp_path: Path) -> None:
+    with profiled(tmp_path, ProfileConfig()) as session:
+        train(session, Batches(num_samples=40, before=[lambda: time.sleep(0.02)]), Head())
+    verdict = verdict_of(tmp_path, rule_configs.Dataloader())
+    assert verdict.status == "IssuesFound"
+    assert verdict.details["data_wait_share"] > 0.7
+    assert "starves" in verdict.recommendation
+
+
+def test_reading_from_a_throttled_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "photographs.bin"
+    path.write_bytes(bytes(1 << 20))
+
+    def read_throttled() -> None:
+        """A batch's 64 KiB at 4 MiB/s."""
+        with path.open("rb") as file:
+            while file.tell() < 1 << 16 and file.read(1 << 14):
+                time.sleep((1 << 14) / (4 << 20))
+
+    with profiled(tmp_path / "profiler", ProfileConfig()) as session:
+        train(session, Batches(num_samples=40, before=[read_throttled]), Head())
+    verdict = verdict_of(tmp_path / "profiler", rule_configs.Dataloader())
+    assert verdict.status == "IssuesFound"
+    assert verdict.details["data_wait"]["p50_ms"] > 10
+
+
+@pytest.mark.parametrize(("num_workers", "status"), [(0, "IssuesFound"), (100, "IssuesFound"), (None, "NoIssuesFound")])
+def test_the_wrong_number_of_loader_processes_is_found(tmp_path: Path, num_workers: int | None, status: str) -> None:
+    with profiled(tmp_path, ProfileConfig()) as session:
+        cores = multiprocessing.cpu_count()
+        session.spans.loader = LoaderProcesses(cores if num_workers is None else num_workers * cores)
+        train(session, Batches(num_samples=40), Head())
+    assert verdict_of(tmp_path, rule_configs.Dataloader()).status == status
+
+
+def test_a_step_that_stalls_is_found(tmp_path: Path) -> None:
+    with profiled(tmp_path, ProfileConfig()) as session:
+        train(session, Batches(), Head(stall_s=0.05))
+    verdict = verdict_of(tmp_path, rule_configs.StepOutlier(n_outliers=8))
+    assert verdict.status == "IssuesFound"
+    stalled = {row["step"] for row in verdict.details["modes"]["TRAIN"]["outliers"]}
+    assert set(range(6, 240, 20)) <= stalled
+
+
+def test_a_slow_initialisation_is_found(tmp_path: Path) -> None:
+    with profiled(tmp_path, ProfileConfig()) as session:
+        time.sleep(1.3)
+        train(session, Batches(num_samples=20), Head())
+    verdict = verdict_of(tmp_path, rule_configs.MaxInitializationTime(threshold=0.02))
+    assert verdict.status == "IssuesFound"
+    assert verdict.details["initialization_s"] > 1.3
+
+
+def _work(is_busy: bool, stop: multiprocessing.synchronize.Event) -> None:
+    while not stop.is_set():
+        if is_busy:
+            sum(range(10_000))
+        else:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("busy", "status"), [((True, False), "IssuesFound"), ((False, False), "NoIssuesFound")])
+def test_two_imbalanced_workers_are_found(tmp_path: Path, busy: tuple[bool, bool], status: str) -> None:
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    workers = [context.Process(target=_work, args=(is_busy, stop)) for is_busy in busy]
+    for worker in workers:
+        worker.start()
+    try:
+        with profiled(tmp_path, ProfileConfig(interval_ms=50)) as session:
+            train(session, Batches(), Head(), num_epochs=3)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    # Below SageMaker's 0.5: on a loaded machine a busy worker gets a part of a core.
+    verdict = verdict_of(tmp_path, rule_configs.LoadBalancing(patience=10, threshold=0.1))
+    assert verdict.status == status, verdict.reason
+    assert verdict.details["kind"] == "worker"
+
+
+# On a GPU -----------------------------------------------------------------------------------------------------------
+
+
+class Multiplications(nn.Module):
+    """Large matrix products, which keep any GPU busy."""
+
+    def __init__(self, num_features: int = 8192):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(num_features, num_features) for _ in range(4)))
+        self.head = nn.Linear(num_features, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.head(self.layers(inputs))
+        return output
+
+
+class Leaking(Head):
+    """Keeps a twentieth of the GPU's memory more after every thirtieth step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = super().forward(inputs)
+        if self.num_calls % 30 == 0:
+            num_bytes = torch.cuda.get_device_properties(0).total_memory // 20
+            self.kept.append(torch.empty(num_bytes, dtype=torch.uint8, device=inputs.device))
+        time.sleep(0.01)
+        return output
+
+
+def spin() -> None:
+    """50 ms of one core at its limit."""
+    end = time.perf_counter() + 0.05
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rule_configs.BatchSize(patience=20, window=10),
+        rule_configs.LowGPUUtilization(patience=20, window=10),
+        rule_configs.CPUBottleneck(patience=20, threshold=40),
+        rule_configs.GPUMemoryIncrease(patience=20, window=5, increase=4),
+    ],
+    ids=lambda rule: str(rule.rule_name),
+)
+class TestOnAGpu:
+    pytestmark = needs_gpu
+
+    def test_an_ailing_run_is_found(self, tmp_path: Path, rule: rule_configs.ProfilerRuleBase) -> None:
+        is_leak = rule.rule_name == "GPUMemoryIncrease"
+        model = Leaking() if is_leak else Head()
+        with profiled(tmp_path, ProfileConfig(interval_ms=50)) as session:
+            batches = Batches(num_samples=240, before=[] if is_leak else [spin])
+            train(session, batches, model, batch_size=1, num_epochs=1, device="cuda")
+        assert verdict_of(tmp_path, rule).status == "IssuesFound"
+
+    def test_a_healthy_run_has_no_issue(self, tmp_path: Path, rule: rule_configs.ProfilerRuleBase) -> None:
+        model = Multiplications().to("cuda")
+        batches = Batches(num_samples=8192, num_features=8192)
+        with profiled(tmp_path / "warm", ProfileConfig()) as session:
+            train(session, batches, model, batch_size=4096, device="cuda")
+        with profiled(tmp_path, ProfileConfig(interval_ms=50)) as session:
+            train(session, batches, model, batch_size=4096, num_epochs=40, device="cuda")
+        assert verdict_of(tmp_path, rule).status == "NoIssuesFound"

@@ -1,0 +1,161 @@
+"""A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+import yaml
+from profilerfiles import steps, write_machine, write_trace
+
+from dogbreed_ml.config import (
+    DataConfig,
+    ExperimentConfig,
+    FeaturesConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+    with_values,
+)
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, judge_source, profile, profiled_run
+from dogbreed_ml.pipeline.suggest import suggest
+from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.profiling.rules import RULES
+from dogbreed_ml.profiling.session import judge_folder
+from dogbreed_ml.spans import NO_SPANS
+from dogbreed_ml.tracking import Tracker
+from dogbreed_ml.workbench import Workbench
+
+CONFIG = ExperimentConfig(
+    data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
+    model=ModelConfig(weights="random"),
+    features=FeaturesConfig(backend="torch-fp32"),
+    train=TrainConfig(num_epochs=2, batch_size=4),
+    profile=ProfileConfig(interval_ms=50),
+    tracking=TrackingConfig(system_metrics=False),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Where other programs work too, torch's threads wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    return Context(project_dir=tmp_path_factory.mktemp("project"), argv=("dogbreed", "profile"))
+
+
+@pytest.fixture(scope="module")
+def run_id(context: Context) -> str:
+    """One profiled run; features were kept before, so that a warm pass could be told from a cold one."""
+    splits = load_splits(CONFIG.data, project_dir=context.project_dir)
+    Workbench(splits, context.project_dir, torch.device("cpu")).feeds(CONFIG)
+    summary = profile(CONFIG, context=context)
+    assert summary.run_id is not None
+    return summary.run_id
+
+
+def test_verdicts_are_tags_and_figures_are_metrics_of_the_run(context: Context, run_id: str) -> None:
+    run = mlflow.MlflowClient(context.tracking_uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    tags = {name: value for name, value in run.data.tags.items() if name.startswith("profiler.")}
+    assert {f"profiler.{rule}" for rule in RULES} <= set(tags)
+    assert tags["profiler.StepOutlier"] == "NoIssuesFound"
+    assert tags["profiler.LossNotDecreasing"] in ("NoIssuesFound", "IssuesFound", "NotApplicable")
+    assert run.data.metrics["profiler/num_steps"] == 12
+    assert 0 <= run.data.metrics["profiler/data_wait_share"] <= 1
+    assert run.data.params["profile.enabled"] == "True"
+
+
+def test_everything_is_attached_under_profiler(context: Context, run_id: str) -> None:
+    client = mlflow.MlflowClient(context.tracking_uri)
+    names = {each.path for each in client.list_artifacts(run_id, ARTIFACT_DIR)}
+    assert names == {"profiler/profiler-output", "profiler/profiler-report.html", "profiler/raw"}
+    reports = {each.path for each in client.list_artifacts(run_id, "profiler/profiler-output/profiler-reports")}
+    assert "profiler/profiler-output/profiler-reports/StepOutlier.json" in reports
+    assert len(client.list_artifacts(run_id, "profiler/raw")) == 2
+
+
+def test_the_feature_pass_is_made_cold_with_its_phases(context: Context, run_id: str) -> None:
+    found = judge_folder(context.project_dir / PROFILES_DIR / run_id / ARTIFACT_DIR, CONFIG.profile)
+    counts = found.recording.timeline.frame["name"].value_counts()
+    num_images = sum(len(split) for split in _splits(context))
+    assert counts["features/decode"] == counts["features/transform"] == num_images
+    assert counts["features/write"] >= 2
+    assert counts["features/forward"] >= 2
+    assert counts["features"] == counts["data"] == 1
+
+
+def _splits(context: Context) -> tuple[Any, Any, Any]:
+    splits = load_splits(CONFIG.data, project_dir=context.project_dir)
+    return splits.train, splits.valid, splits.test
+
+
+def test_a_run_is_judged_again_by_its_id_with_other_parameters(context: Context, run_id: str) -> None:
+    strict = replace(CONFIG, profile=ProfileConfig(rules={"MaxInitializationTime_threshold": 1e-5}))
+    summary = judge_source(run_id, strict, context=context)
+    by_rule = {verdict.rule: verdict for verdict in summary.verdicts}
+    assert by_rule["MaxInitializationTime"].status == "IssuesFound"
+    assert summary.figures["profiler/num_steps"] == 12
+    assert Path(summary.report_path).is_file()
+
+
+def test_a_sagemaker_jobs_folder_is_judged_and_left_as_it_is(context: Context, tmp_path: Path) -> None:
+    job_dir = tmp_path / "job"
+    write_machine(job_dir / "profiler-output", gpus={"gpu0": [3.0] * 1100}, cpus={"cpu0": [97.0] * 1100})
+    write_trace(job_dir / "profiler-output", steps([100_000] * 500))
+    before = sorted(job_dir.rglob("*"))
+    summary = judge_source(str(job_dir), CONFIG, context=context)
+    assert sorted(job_dir.rglob("*")) == before
+    text = summary.render()
+    assert "CPUBottleneck            IssuesFound    The GPU waited in 100 % of the training's time" in text
+    assert "-> The GPU waits for the CPU" in text
+    assert f"report  {summary.report_path}" in text
+    assert summary.run_id is None
+    answer = json.loads(json.dumps(summary.to_dict()))
+    assert {verdict["rule"] for verdict in answer["verdicts"]} == set(RULES)
+
+
+@pytest.mark.usefixtures("run_id")
+def test_a_source_that_is_nothing_is_refused(context: Context) -> None:
+    with pytest.raises(ProfileError, match="--from must be a folder, s3://bucket/prefix or the id of a run, got 'nix'"):
+        judge_source("nix", CONFIG, context=context)
+
+
+def test_without_profile_enabled_a_run_is_left_alone(context: Context) -> None:
+    with (
+        Tracker.open(project_dir=context.project_dir, config=CONFIG.tracking) as tracker,
+        tracker.start_run("off") as run,
+    ):
+        with profiled_run(CONFIG, run, project_dir=context.project_dir) as profiler:
+            assert profiler.spans is NO_SPANS
+        with pytest.raises(ProfileError, match=r"only where profile\.enabled is true"):
+            assert profiler.profile
+    assert not (context.project_dir / PROFILES_DIR / run.run_id).exists()
+
+
+def test_a_larger_batch_is_suggested_where_batches_are_tiny(context: Context, run_id: str) -> None:
+    del run_id
+    config = replace(CONFIG, train=TrainConfig(batch_size=1, precision="fp32"))
+    summary = suggest(config, context=context)
+    assert summary.best["train.batch_size"] in (2, 4)
+    assert summary.after_images_per_s > summary.before_images_per_s > 0
+    assert summary.overlay_path is not None
+    overlay = yaml.safe_load(Path(summary.overlay_path).read_text())
+    values = {f"{section}.{leaf}": value for section, fields in overlay.items() for leaf, value in fields.items()}
+    assert values == summary.best
+    assert with_values(config, values).train.batch_size == summary.best["train.batch_size"]
+    assert {"train.batch_size", "train.precision"} == {name for each in summary.attempts for name in each.values}
+    assert "overlay" in summary.render()
