@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from dogbreed_ml.data.drawing import draw_dog
-from dogbreed_ml.data.synthetic import invent_breeds
+from dogbreed_ml.data.invention import invent_breeds
 
 NUM_EXAMPLES = 8
 

@@ -28,12 +28,11 @@ from dogbreed_ml.backend import (
     run_all,
 )
 from dogbreed_ml.checkpoint import Checkpoint, build_module, load_checkpoint
-from dogbreed_ml.data.scan import MAX_BYTES
 from dogbreed_ml.errors import BackendError, ConfigError, ImageError
 from dogbreed_ml.examples import example_images
 from dogbreed_ml.policies import ServingBackendName
 from dogbreed_ml.quantization import find_int8, load_report
-from dogbreed_ml.transforms import MAX_PIXELS, Preprocessing, decode_image, to_square
+from dogbreed_ml.transforms import MAX_BYTES, MAX_PIXELS, Preprocessing, decode_image, to_square
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,9 @@ from dogbreed_ml.errors import ImageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_BYTES = 256 * 2**20
+"""Bytes of the largest image file that is read."""
+
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image that is decoded; a larger one is taken for a bomb. 64 million is a 8000 x 8000 scan."""
 

@@ -16,12 +16,9 @@ import PIL
 from dogbreed_ml.data.listing import ListedImage
 from dogbreed_ml.errors import ImageError
 from dogbreed_ml.progress import NO_PROGRESS, Progress
-from dogbreed_ml.transforms import MAX_PIXELS, decode_image
+from dogbreed_ml.transforms import MAX_BYTES, MAX_PIXELS, decode_image
 
 logger = logging.getLogger(__name__)
-
-MAX_BYTES = 256 * 2**20
-"""Bytes of the largest file that is read."""
 
 _CHUNK = 32
 _CANNOT_OPEN = "cannot be opened"

@@ -7,8 +7,9 @@ import pytest
 from dogbreed_ml.config import DataConfig
 from dogbreed_ml.data import synthetic
 from dogbreed_ml.data.drawing import draw_dog
+from dogbreed_ml.data.invention import invent_breeds
 from dogbreed_ml.data.sources import load_splits
-from dogbreed_ml.data.synthetic import draw_breeds, invent_breeds
+from dogbreed_ml.data.synthetic import draw_breeds
 
 
 def _digests(root: Path) -> dict[str, str]:
