@@ -20,7 +20,8 @@ from dogbreed_ml.errors import BackendError, CheckpointError, ConfigError, Image
 from dogbreed_ml.examples import example_images
 from dogbreed_ml.model import Network, build_resnet50
 from dogbreed_ml.policies import ServingBackendName
-from dogbreed_ml.serve import BATCH_SIZE, MAX_PROBABILITY_DIFFERENCE, Predictor, choose_serving_backend
+from dogbreed_ml.serve import BATCH_SIZE, Predictor
+from dogbreed_ml.servingchoice import MAX_PROBABILITY_DIFFERENCE, choose_serving_backend
 from dogbreed_ml.transforms import Preprocessing, decode_image, to_square
 
 SMALL = Preprocessing(image_size=64)
