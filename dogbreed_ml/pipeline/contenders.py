@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dogbreed_ml.checkpoint import load_checkpoint
 from dogbreed_ml.config import ExperimentConfig
@@ -17,6 +17,7 @@ from dogbreed_ml.quantization import find_int8
 from dogbreed_ml.server.process import ServerProcess, ping, start_server
 
 if TYPE_CHECKING:
+    from dogbreed_ml.policies import ServingBackendName
     from dogbreed_ml.registry import ModelVersion
     from dogbreed_ml.tracking import Tracker
 
@@ -63,6 +64,12 @@ def measure(
                     raise ServingError(message) from error
                 notes.append(f"{message} The challenger was judged alone, by the limits of a first champion.")
         servers[challenger.version] = stack.enter_context(_serve(contenders[0], config))
+        if len(contenders) > 1 and _differ_by_chance(contenders, servers, config):
+            names = [_backend(servers[each.number]) for each in contenders]
+            servers[challenger.version].stop()
+            deploy = replace(config.deploy, backend=cast("ServingBackendName", names[1]))
+            servers[challenger.version] = stack.enter_context(_serve(contenders[0], replace(config, deploy=deploy)))
+            notes.append(f"auto chose {names[0]} for the challenger; both were measured with {names[1]}.")
         measured = _measured(contenders, servers, splits, config=config, context=context)
     notes += [note for contender in contenders for note in contender.notes]
     for note in notes:
@@ -101,6 +108,19 @@ def _serve(contender: _Contender, config: ExperimentConfig) -> AbstractContextMa
         model_name=version.name,
         model_version=str(version.version),
     )
+
+
+def _differ_by_chance(
+    contenders: Sequence[_Contender], servers: Mapping[int, ServerProcess], config: ExperimentConfig
+) -> bool:
+    """Whether `auto`, which times a few images, chose two back ends for two networks that both could run on either."""
+    chosen = {_backend(servers[each.number]) for each in contenders}
+    have_int8 = {find_int8(each.checkpoint_path) is not None for each in contenders}
+    return config.deploy.backend == "auto" and len(chosen) > 1 and len(have_int8) == 1
+
+
+def _backend(server: ServerProcess) -> str:
+    return str(ping(server.settings.host, server.settings.port).told["backend"])
 
 
 def _measured(
@@ -144,7 +164,7 @@ def _unservable(champion: "ModelVersion", error: DogbreedError) -> str:
 def _measurement(
     contender: _Contender, server: ServerProcess, answers: tuple[Answer, ...], timing: Timing
 ) -> Measurement:
-    backend = str(ping(server.settings.host, server.settings.port).told.get("backend", "unknown"))
+    backend = _backend(server)
     files = [contender.checkpoint_path]
     int8_path = find_int8(contender.checkpoint_path)
     if backend == "openvino-int8" and int8_path is not None:

@@ -53,17 +53,21 @@ class Promotion:
         return self.outcome == "forced"
 
     @property
+    def _failed(self) -> str:
+        return ", ".join(check.name for check in self.verdict.checks if not check.passed)
+
+    @property
     def sentence(self) -> str:
         """The outcome in one sentence."""
         if self.is_refused:
-            return f"version {self.version} is refused: {'; '.join(self.verdict.reasons)}."
+            return f"version {self.version} is refused for its {self._failed}."
         if self.dry_run:
             return (
                 f"version {self.version} may become champion{' by --force' * self.is_forced}; --dry-run moved nothing."
             )
         if self.is_forced:
-            why = "; ".join(self.verdict.reasons) or "the champion could not be measured"
-            return f"version {self.version} is champion by --force ({self.reason}), against the gate: {why}."
+            why = f"was refused for its {self._failed}" if self._failed else "had no champion to be measured against"
+            return f"version {self.version} {why}, and is champion by --force: {self.reason}"
         replaced = f" in place of version {self.champion}" if self.champion is not None else ", the first"
         return f"version {self.version} passed, and is champion{replaced}."
 

@@ -3,22 +3,26 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from plantedmodels import Planter
 
+from dogbreed_ml.cli import main
 from dogbreed_ml.config import DataConfig, ExperimentConfig, TrackingConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import DataError, GateError, ServingError
 from dogbreed_ml.openvino_backend import capabilities
 from dogbreed_ml.options import PromoteOptions
+from dogbreed_ml.pipeline import contenders
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.pipeline.promote import Promotion, Return, promote
 from dogbreed_ml.policies import DeployConfig, PromotionConfig, ServingBackendName
 from dogbreed_ml.registry import CHAMPION, ModelVersion, find_alias, load_version, move_alias
 from dogbreed_ml.reigns import begin_reign
+from dogbreed_ml.server.process import start_server
 from dogbreed_ml.tracking import Tracker
 
 DATA = DataConfig(source="synthetic", num_breeds=4, num_per_breed=30, test_share=0.54, image_size=64)
@@ -96,7 +100,9 @@ def _failed(promotion: Promotion) -> list[str]:
     return [check.name for check in promotion.verdict.checks if not check.passed]
 
 
-def test_gate_refuses_the_worse_lets_the_better_pass_and_goes_back(folder: Path) -> None:
+def test_gate_refuses_the_worse_lets_the_better_pass_and_goes_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     project = Project(folder, "reigns")
     with project.open() as tracker:
         begin_reign(tracker, project.plant(4), "forced", replaces=None, reason="planted")
@@ -135,13 +141,17 @@ def test_gate_refuses_the_worse_lets_the_better_pass_and_goes_back(folder: Path)
         (3, "passed", False),
     ]
     assert history.champion == 1
+    monkeypatch.chdir(folder)
+    capfd.readouterr()
+    assert main(["history", "--name", "reigns", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == history.to_dict()
 
 
 def _assert_recorded(project: Project, refused: Promotion) -> None:
     """The refusal of version 2 against version 1, wherever it is to be found."""
     verdict = json.loads(project.artifact(refused.run_id, "promotion.json"))
     assert verdict == json.loads(json.dumps(refused.to_dict()))
-    assert "Version 2 is refused" in project.artifact(refused.run_id, "promotion.html")
+    assert "Version 2 is refused for its accuracy" in project.artifact(refused.run_id, "promotion.html")
     run = project.run(refused.run_id)
     assert (run.info.run_name, run.info.status) == ("promote", "FINISHED")
     assert run.data.tags["promotion.verdict"] == "refused"
@@ -246,6 +256,25 @@ def defended(folder: Path) -> Project:
 
 
 @pytest.mark.slow
+def test_back_ends_that_auto_chose_by_chance_refuse_nobody(defended: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    challenger = defended.plant(4)
+    chosen: dict[str, ServingBackendName] = {"1": "torch-bf16", str(challenger.version): "torch-fp32"}
+
+    def start(path: Path, *, config: DeployConfig, model_name: str, model_version: str) -> Any:
+        """What auto does on a busy machine."""
+        if config.backend == "auto":
+            config = replace(config, backend=chosen[model_version])
+        return start_server(path, config=config, model_name=model_name, model_version=model_version)
+
+    monkeypatch.setattr(contenders, "start_server", start)
+    auto = replace(defended.config, deploy=replace(defended.config.deploy, backend="auto"))
+    promotion = defended.promote(config=auto, version=str(challenger.version), dry_run=True)
+    assert promotion.verdict.champion is not None
+    assert promotion.verdict.challenger.backend == promotion.verdict.champion.backend == "torch-bf16"
+    assert promotion.notes == ("auto chose torch-fp32 for the challenger; both were measured with torch-bf16.",)
+
+
+@pytest.mark.slow
 def test_equal_challenger_passes(defended: Project) -> None:
     challenger = defended.plant(4)
     promotion = defended.promote(version=str(challenger.version), dry_run=True)
@@ -272,8 +301,8 @@ def test_better_challenger_that_lost_a_breed_is_refused_for_it(defended: Project
 
 @pytest.mark.slow
 def test_better_but_slow_challenger_is_refused_and_forced(defended: Project) -> None:
-    # 64 times the pixels in fp32: far more than three times the time, whatever else the machine does.
-    challenger = defended.plant(1, image_size=256)
+    # 49 times the pixels in fp32: far more than three times the time, whatever else the machine does.
+    challenger = defended.plant(1, image_size=224)
     promotion = defended.promote(version=str(challenger.version))
     assert promotion.verdict.comparison is not None
     assert promotion.verdict.comparison.accuracy_change.value > 0.1
@@ -286,6 +315,6 @@ def test_better_but_slow_challenger_is_refused_and_forced(defended: Project) -> 
     assert defended.champion() == challenger.version
     tags = defended.tags(challenger.version)
     assert (tags["promotion.verdict"], tags["promotion.reason"]) == ("forced", "nobody waits")
-    assert "against the gate: latency" in forced.render()
+    assert "was refused for its latency, and is champion by --force: nobody waits" in forced.render()
     with defended.open() as tracker:
         move_alias(tracker, load_version(tracker, defended.model_name, 1), CHAMPION)
