@@ -12,10 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dogbreed_ml.errors import ImageError
-from dogbreed_ml.serve import Prediction
+from dogbreed_ml.serve import UNSURE, Prediction
 from dogbreed_ml.transforms import decode_image
-
-UNSURE = "unsure"
 
 _BAR_WIDTH = 20
 _TILE, _MARGIN, _CAPTION = 200, 12, 44

@@ -15,8 +15,8 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.listing import IMAGE_SUFFIXES
 from dogbreed_ml.errors import ConfigError, ImageError, ServingError
 from dogbreed_ml.options import PredictOptions
-from dogbreed_ml.predictions import UNSURE, PredictedImage, Predictions, write_contact_sheet
-from dogbreed_ml.serve import BATCH_SIZE, Prediction, Predictor
+from dogbreed_ml.predictions import PredictedImage, Predictions, write_contact_sheet
+from dogbreed_ml.serve import BATCH_SIZE, UNSURE, Prediction, Predictor
 
 logger = logging.getLogger(__name__)
 
