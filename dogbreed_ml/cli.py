@@ -211,6 +211,10 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
     for logger in _LOGGERS:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if command.verbose else logging.WARNING if command.quiet else logging.INFO)
+    if not command.verbose:
+        # MLflow tells of each table it makes and draws a bar for each file it copies; it sets its level when imported.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         yield Context(
             project_dir=Path.cwd(),
