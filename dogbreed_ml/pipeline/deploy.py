@@ -5,10 +5,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
@@ -24,6 +24,7 @@ from dogbreed_ml.pipeline.endpoints import (
     record_end,
     remember,
 )
+from dogbreed_ml.policies import DeployConfig, ServingBackendName
 from dogbreed_ml.provenance import user_name
 from dogbreed_ml.server.process import ServerProcess, launch
 from dogbreed_ml.server.runner import bind
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 VERDICT_TAG = "promotion.verdict"
 """What `dogbreed promote` leaves on a version: passed, refused or forced."""
 
+MEASURED_BACKEND_TAG = "promotion.backend"
 BACKEND_TAG = "serving.backend"
 SINCE_TAG = "serving.since"
 BY_TAG = "serving.by"
@@ -127,6 +129,17 @@ def _require_verdict(version: "ModelVersion", options: DeployOptions) -> None:
         logger.warning("The gate refused %s version %d; it is served all the same.", version.name, version.version)
 
 
+def _measured_config(version: "ModelVersion", config: DeployConfig) -> DeployConfig:
+    """With the back end that the gate measured, where none is asked for: `auto` might choose another one today."""
+    measured = version.tags.get(MEASURED_BACKEND_TAG)
+    if measured is None or measured == config.backend:
+        return config
+    if config.backend == "auto":
+        return replace(config, backend=cast(ServingBackendName, measured))
+    logger.warning("The gate measured version %d with %s, not with %s.", version.version, measured, config.backend)
+    return config
+
+
 @contextmanager
 def _started(
     version: "ModelVersion",
@@ -148,7 +161,7 @@ def _started(
         try:
             settings = ServerSettings(
                 checkpoint_path=_copy_model(version, model_dir, tracker=tracker),
-                deploy=config.deploy,
+                deploy=_measured_config(version, config.deploy),
                 port=port,
                 model_name=version.name,
                 model_version=str(version.version),

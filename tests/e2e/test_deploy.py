@@ -122,6 +122,20 @@ def test_endpoints_shows_what_runs(deployed: dict[str, Any], project_dir: Path) 
     assert "healthy" in table
 
 
+def test_predict_asks_an_endpoint(deployed: dict[str, Any], checkpoint_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "rex.jpg").write_bytes(REX)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    told = answered("predict", "rex.jpg", "broken.jpg", "--endpoint", deployed["url"], cwd=tmp_path)["predictions"]
+    (expected,) = Predictor.load(checkpoint_path, backend="torch-fp32").predict([REX])
+    assert (told[0]["image"], told[0]["breed"]) == ("rex.jpg", expected.breed)
+    assert told[0]["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert [each["breed"] for each in told[0]["top5"]] == [breed for breed, _ in expected.top5]
+    assert "not an image" in told[1]["error"]
+    away = dogbreed("predict", "rex.jpg", "--endpoint", "http://127.0.0.1:9", cwd=tmp_path)
+    assert away.returncode == 1
+    assert "http://127.0.0.1:9 does not answer" in away.stderr
+
+
 def test_second_server_on_the_same_port_is_refused(deployed: dict[str, Any], project_dir: Path) -> None:
     argv = ("--version", "1", "--port", str(deployed["port"]), "--unmeasured", "--reason", "again")
     done = dogbreed("deploy", *NAMED, *argv, cwd=project_dir)
