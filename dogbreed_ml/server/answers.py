@@ -5,11 +5,9 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Literal
+from typing import Literal, Protocol
 
 from starlette.responses import Response
-
-from dogbreed_ml.server.messages import Recognised
 
 AnswerType = Literal["application/json", "text/csv"]
 
@@ -85,10 +83,28 @@ def _quality(media_type: str, qualities: Mapping[str, float]) -> float:
     return next((qualities[each] for each in ranges if each in qualities), 0.0)
 
 
-def render_answers(answers: Sequence[Recognised], media_type: AnswerType) -> Response:
+class Answered(Protocol):
+    """One image's answer."""
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def probability(self) -> float: ...
+
+    @property
+    def top5(self) -> tuple[tuple[str, float], ...]: ...
+
+
+def render_answers(answers: Sequence[Answered], media_type: AnswerType) -> Response:
     """One row for each image, in the order in which they came."""
+    return Response(render_body(answers, media_type), media_type=media_type)
+
+
+def render_body(answers: Sequence[Answered], media_type: AnswerType) -> str:
+    """The same rows as text."""
     if media_type == CSV:
-        return Response(_render_csv(answers), media_type=CSV)
+        return _render_csv(answers)
     rows = [
         {
             "breed": each.answer,
@@ -97,10 +113,10 @@ def render_answers(answers: Sequence[Recognised], media_type: AnswerType) -> Res
         }
         for each in answers
     ]
-    return Response(json.dumps({"predictions": rows}), media_type=JSON)
+    return json.dumps({"predictions": rows})
 
 
-def _render_csv(answers: Sequence[Recognised]) -> str:
+def _render_csv(answers: Sequence[Answered]) -> str:
     """breed, probability, then breed_1, probability_1, ... best first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,0 +1,74 @@
+"""The four functions that SageMaker's serving toolkit calls: the same answers as the Predictor's, one sentence else."""
+
+import base64
+import csv
+import io
+import json
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+from serving import as_row, draw_photograph, is_same_row, save_tiny_checkpoint
+
+from dogbreed_ml.serve import Predictor
+from sagemaker_jobs.inference import CHECKPOINT_FILE, RequestError, input_fn, model_fn, output_fn, predict_fn
+
+REX, LUNA = draw_photograph(1), draw_photograph(2, "PNG")
+JSON = "application/json"
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model") / CHECKPOINT_FILE).parent
+
+
+@pytest.fixture(scope="module")
+def predictor(model_dir: Path) -> Predictor:
+    return model_fn(str(model_dir))
+
+
+def answered(predictor: Predictor, body: bytes | str, content_type: str, accept: str = JSON) -> str:
+    text, given_type = output_fn(predict_fn(input_fn(body, content_type), predictor), accept)
+    assert given_type == accept
+    return text
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "application/x-image", "IMAGE/JPEG; q=1"])
+def test_raw_image_gets_the_predictors_row(content_type: str, predictor: Predictor) -> None:
+    (row,) = json.loads(answered(predictor, REX, content_type))["predictions"]
+    assert is_same_row(row, as_row(predictor.predict([REX])[0]))
+
+
+def test_json_as_text_and_several_images_keep_their_order(predictor: Predictor) -> None:
+    images = [base64.b64encode(each).decode() for each in (REX, LUNA)]
+    rows = json.loads(answered(predictor, json.dumps({"instances": images}), JSON))["predictions"]
+    assert all(is_same_row(row, as_row(each)) for row, each in zip(rows, predictor.predict([REX, LUNA]), strict=True))
+
+
+def test_multipart_is_answered_as_csv_where_that_is_accepted(predictor: Predictor) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="rex.jpg"\r\n\r\n' + REX + b"\r\n--x--\r\n"
+    (row,) = csv.DictReader(io.StringIO(answered(predictor, part, "multipart/form-data; boundary=x", "text/csv")))
+    assert row["breed"] == predictor.predict([REX])[0].breed
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"", "image/jpeg", HTTPStatus.BAD_REQUEST),
+        ("{", JSON, HTTPStatus.BAD_REQUEST),
+        (REX, "text/plain", HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+        (b"no image", "image/jpeg", HTTPStatus.UNPROCESSABLE_ENTITY),
+    ],
+)
+def test_bad_request_has_a_status_and_one_sentence(
+    body: bytes | str, content_type: str, status: HTTPStatus, predictor: Predictor
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        answered(predictor, body, content_type)
+    assert (caught.value.status_code, caught.value.phrase) == (status, status.phrase)
+    assert caught.value.message.endswith(".")
+
+
+def test_accept_that_allows_nothing_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(RequestError, match="Accept must allow"):
+        output_fn(predictor.predict([REX]), "image/png")
