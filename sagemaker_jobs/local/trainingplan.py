@@ -80,6 +80,7 @@ def plan_training(params: Mapping[str, Any]) -> TrainingPlan:
     _check_channels(params.get("InputDataConfig", ()), specification["TrainingInputMode"])
     _check_resources(params.get("ResourceConfig"))
     _check_uri(params["OutputDataConfig"]["S3OutputPath"], "outputDataConfig.s3OutputPath")
+    _check_profiler(params)
     max_runtime_s, max_wait_s = _stopping(params)
     _check_checkpoints(params.get("CheckpointConfig"))
     hyperparameters = params.get("HyperParameters", {})
@@ -172,6 +173,13 @@ def _check_checkpoints(config: Mapping[str, Any] | None) -> None:
     path = config.get("LocalPath", DEFAULT_CHECKPOINT_PATH)
     if not re.match(r"/opt/ml/[^/]", path) or ".." in path.split("/"):
         raise _unsupported(f"CheckpointConfig.LocalPath {path}, which does not lie below /opt/ml,")
+
+
+def _check_profiler(params: Mapping[str, Any]) -> None:
+    profiler, rules = params.get("ProfilerConfig", {}), params.get("ProfilerRuleConfigurations", ())
+    for config, where in ((profiler, "profilerConfig"), *((rule, "profilerRuleConfigurations") for rule in rules)):
+        if "S3OutputPath" in config:
+            _check_uri(config["S3OutputPath"], f"{where}.s3OutputPath")
 
 
 def _check_uri(uri: str, where: str) -> None:
