@@ -174,8 +174,13 @@ class Profiles:
         for host in hosts:
             for kind in ("framework", "system"):
                 own = host.profiler_dir / kind
-                if own.is_dir() and not own.is_symlink():
+                if not own.is_dir() or own.is_symlink():
+                    continue
+                try:
                     shutil.copytree(own, recording.recorded_dir / kind, dirs_exist_ok=True, ignore=_odd_files)
+                except OSError as error:
+                    # A profile is no reason for a job to fail.
+                    logger.warning("The profiler files of %s were not all taken along: %s", name, error)
 
     def disable(self, name: str) -> None:
         """Ends the sampling of a job that runs on."""

@@ -19,7 +19,7 @@ from sagemaker_jobs.local.jobrun import JobRun, Order
 from sagemaker_jobs.local.listing import select
 from sagemaker_jobs.local.profiles import KIND, Profiles, profiling_status, rule_statuses
 from sagemaker_jobs.local.shapes import answer_members, structure_members
-from sagemaker_jobs.local.trainingplan import plan_training
+from sagemaker_jobs.local.trainingplan import check_profiler, plan_training
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker
@@ -167,6 +167,8 @@ class TrainingJobs:
             )
         if "ResourceConfig" in params:
             raise ValidationException("UpdateTrainingJob with ResourceConfig (warm pools) is not supported.")
+
+        check_profiler(params)
 
         def change(record: dict[str, Any]) -> None:
             for member in ("ProfilerConfig", "RemoteDebugConfig"):

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_jobs import BUCKET, describe, job_request, make_bucket, make_client, put_source, wait_ended, wait_for_log
 
+from sagemaker_jobs.local.records import Records
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
 
 IMAGE = "895741380848.dkr.ecr.us-west-2.amazonaws.com/sagemaker-debugger-rules:latest"
@@ -166,9 +167,36 @@ def test_server_that_closes_ends_its_samplers_and_says_so(tmp_path: Path) -> Non
     assert "the local SageMaker ended" in status["StatusDetails"]
 
 
-def test_profile_goes_to_s3_alone(server: LocalSageMaker, client: Any) -> None:
-    with pytest.raises(ClientError, match="s3OutputPath must be an s3:// URI"):
-        _create(server, client, "web", "pass", ProfilerConfig={"S3OutputPath": "https://bucket/profile"})
+def test_rules_that_a_killed_server_left_in_progress_are_stopped(tmp_path: Path) -> None:
+    with LocalSageMaker(tmp_path / "server") as server:
+        make_bucket(server)
+        server.training.create_training_job(job_request("ended", put_source(server, {"train.py": "pass"})))
+        wait_ended(server, "ended")
+    in_progress = {"RuleConfigurationName": "report", "RuleEvaluationStatus": "InProgress", "LastModifiedTime": 1.0}
+    rules = {
+        "ProfilerRuleConfigurations": [_rule("report", rule_to_invoke="ProfilerReport")],
+        "ProfilerRuleEvaluationStatuses": [in_progress],
+    }
+    Records(tmp_path / "server" / "records").update("training-job", "ended", rules)
+    with LocalSageMaker(tmp_path / "server") as server:
+        (status,) = describe(server, "ended")["ProfilerRuleEvaluationStatuses"]
+    assert status["RuleEvaluationStatus"] == "Stopped"
+    assert "the local SageMaker ended" in status["StatusDetails"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"S3OutputPath": "https://bucket/profile"}, "s3OutputPath must be an s3:// URI"),
+        ({"S3OutputPath": PROFILE, "ProfilingIntervalInMilliseconds": 0}, "must be one of 100, 200, 500"),
+    ],
+)
+def test_wrong_profiler_configuration_is_refused(
+    server: LocalSageMaker, client: Any, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ClientError, match=message):
+        _create(server, client, "wrong", "pass", ProfilerConfig=config)
+    assert client.list_training_jobs()["TrainingJobSummaries"] == []
 
 
 def _samplers() -> list[int]:

@@ -143,6 +143,14 @@ def test_each_configuration_is_judged_with_its_own_parameters(tmp_path: Path) ->
         assert f"stddev:{stddev}" in json.loads(path.read_text(encoding="utf-8"))["RuleParameters"].splitlines()
 
 
+def test_damaged_recording_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = write_trace(tmp_path / RECORDED_DIR, steps([10_000] * 3))
+    path.write_text('[{"ph": "X"},\n1]', encoding="utf-8")
+    (summary,) = judge_all(tmp_path, [{"rule_to_invoke": "ProfilerReport"}], title="a-job")
+    assert summary["status"] == "Error"
+    assert path.name in summary["details"]
+
+
 def test_recording_without_files_is_an_error_for_each_rule(tmp_path: Path) -> None:
     (tmp_path / RECORDED_DIR).mkdir()
     summaries = judge_all(tmp_path, [{"rule_to_invoke": "ProfilerReport"}] * 2, title="a-job")
