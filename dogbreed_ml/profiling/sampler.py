@@ -41,12 +41,16 @@ class Sample(NamedTuple):
 class SystemSampler:
     """A thread that samples until `stop`, with a first sample at the start and a last one at the end."""
 
-    def __init__(self, root: Path, *, interval_ms: float, clock: Clock, node: str = "algo-1"):
-        """Writes under `root`/system; nothing is sampled before `start`."""
+    def __init__(self, root: Path, *, interval_ms: float, clock: Clock, node: str = "algo-1", has_process: bool = True):
+        """Writes under `root`/system; nothing is sampled before `start`.
+
+        `has_process`: this process's own memory and workers are sampled too, because it is the one that trains.
+        """
         self._root = root
         self._interval_s = interval_ms / 1000
         self._clock = clock
         self._node = node
+        self._has_process = has_process
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._file: TextIO | None = None
@@ -55,7 +59,7 @@ class SystemSampler:
 
     def start(self) -> None:
         """Returns once the readers are ready; the first sample follows within FIRST_SAMPLE_S."""
-        self._meters = _Meters()
+        self._meters = _Meters(has_process=self._has_process)
         self._open(self._clock.now_s())
         self._thread = threading.Thread(target=self._run, name="dogbreed-profile-sampler", daemon=True)
         self._thread.start()
@@ -112,7 +116,8 @@ class SystemSampler:
 class _Meters:
     """What is read at each tick; rates are over the time since the tick before."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_process: bool) -> None:
+        self._has_process = has_process
         self._time = time.monotonic()
         self._cores = psutil.cpu_times(percpu=True)
         self._counters = _throughput()
@@ -125,7 +130,7 @@ class _Meters:
             *self._read_cores(),
             *self._read_memory(),
             *self._read_throughput(),
-            *self._read_workers(look_for_workers),
+            *(self._read_workers(look_for_workers) if self._has_process else ()),
             *self._gpus.read(),
         ]
 
@@ -151,8 +156,9 @@ class _Meters:
 
     def _read_memory(self) -> Iterator[Sample]:
         yield Sample("memory", "MemoryUsedPercent", "MemoryUsedPercent", psutil.virtual_memory().percent)
-        resident = self._process.memory_info().rss / 2**20
-        yield Sample("memory", "ProcessMemoryMiB", "ProcessMemoryMiB", resident)
+        if self._has_process:
+            resident = self._process.memory_info().rss / 2**20
+            yield Sample("memory", "ProcessMemoryMiB", "ProcessMemoryMiB", resident)
 
     def _read_throughput(self) -> Iterator[Sample]:
         now, counters = time.monotonic(), _throughput()

@@ -70,6 +70,7 @@ class Host:
         self.data_dir = self.ml_dir / "input" / "data"
         self.config_dir = self.ml_dir / "input" / "config"
         self.output_data_dir = self.ml_dir / "output" / "data"
+        self.profiler_dir = self.ml_dir / "output" / "profiler"
         self.failure_path = self.ml_dir / "output" / "failure"
         self.checkpoint_dir = self.ml_dir / "checkpoints"
         self.home_dir = folder / "home"

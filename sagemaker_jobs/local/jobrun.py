@@ -143,6 +143,7 @@ class JobRun:
         try:
             ending = self._run_hosts(hosts)
         finally:
+            self._jobs.profiles.pause(self.plan.name, hosts)
             if sync:
                 sync.close()
         if ending.order not in ("interrupt", "server"):
@@ -175,6 +176,7 @@ class JobRun:
         try:
             for host in hosts:
                 processes[host.name] = self._start(host)
+            self._jobs.profiles.start(self.plan.name, hosts)
             return self._watch(processes)
         finally:
             for process in processes.values():

@@ -17,13 +17,13 @@ from sagemaker_jobs.local.failures import MAX_REASON
 from sagemaker_jobs.local.joblog import HostLog, LogPump, final_metric_data
 from sagemaker_jobs.local.jobrun import JobRun, Order
 from sagemaker_jobs.local.listing import select
+from sagemaker_jobs.local.profiles import KIND, Profiles, profiling_status, rule_statuses
 from sagemaker_jobs.local.shapes import answer_members, structure_members
-from sagemaker_jobs.local.trainingplan import plan_training
+from sagemaker_jobs.local.trainingplan import check_profiler, plan_training
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker
 
-KIND = "training-job"
 ENDED = ("Completed", "Failed", "Stopped")
 _NOTES = {
     "Completed": "Training job completed",
@@ -44,6 +44,7 @@ class TrainingJobs:
         self.logs_dir = service.root_dir / "logs"
         self.environments = Environments(service.root_dir / "environments", service.processes)
         self.pump = LogPump()
+        self.profiles = Profiles(service)
         self.is_closing = False
         self._tmp_link = service.root_dir / "tmp"
         self._series_dir = service.root_dir / "metrics"
@@ -57,6 +58,7 @@ class TrainingJobs:
         for record in self.service.records.list(KIND):
             if record["TrainingJobStatus"] not in ENDED:
                 self.end(record["TrainingJobName"], "Failed", reason=self.SERVER_ENDED)
+        self.profiles.recover()
         shutil.rmtree(self.service.root_dir / "jobs", ignore_errors=True)
         if self._tmp_link.is_symlink():
             shutil.rmtree(self._tmp_link.readlink(), ignore_errors=True)
@@ -80,6 +82,7 @@ class TrainingJobs:
                 self.end(run.plan.name, "Failed", reason=self.SERVER_ENDED)
         for thread in threads:
             thread.join()
+        self.profiles.close()
         self.pump.close()
         shutil.rmtree(self.tmp_dir, ignore_errors=True)
         self._tmp_link.unlink(missing_ok=True)
@@ -96,7 +99,8 @@ class TrainingJobs:
             "EnableNetworkIsolation": False,
             "EnableInterContainerTrafficEncryption": False,
             "EnableManagedSpotTraining": False,
-            "ProfilingStatus": _profiling_status(params),
+            "ProfilingStatus": profiling_status(params),
+            **rule_statuses(params, time_s=now),
             **given,
             # Required in every answer by the model; there is something behind it once the job is Completed or Stopped.
             "ModelArtifacts": {"S3ModelArtifacts": plan.model_uri},
@@ -164,6 +168,8 @@ class TrainingJobs:
         if "ResourceConfig" in params:
             raise ValidationException("UpdateTrainingJob with ResourceConfig (warm pools) is not supported.")
 
+        check_profiler(params)
+
         def change(record: dict[str, Any]) -> None:
             for member in ("ProfilerConfig", "RemoteDebugConfig"):
                 if member in params:
@@ -172,10 +178,12 @@ class TrainingJobs:
                 rules = {each["RuleConfigurationName"]: each for each in record.get("ProfilerRuleConfigurations", [])}
                 rules |= {each["RuleConfigurationName"]: each for each in params["ProfilerRuleConfigurations"]}
                 record["ProfilerRuleConfigurations"] = list(rules.values())
-            record["ProfilingStatus"] = _profiling_status(record)
-            record["LastModifiedTime"] = time.time()
+            record["LastModifiedTime"] = now = time.time()
+            record["ProfilingStatus"] = profiling_status(record)
+            record.update(rule_statuses(record, time_s=now))
 
-        self.service.records.update(KIND, name, change)
+        if self.service.records.update(KIND, name, change)["ProfilingStatus"] == "Disabled":
+            self.profiles.disable(name)
         return {"TrainingJobArn": record["TrainingJobArn"]}
 
     def delete_training_job(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +270,7 @@ class TrainingJobs:
             self._runs.pop(name, None)
         message = reason[:200] if reason else _NOTES[secondary]
         self.transition(name, secondary, message, **changes)
+        self.profiles.finish(record, is_server_closing=self.is_closing)
 
     def _order(self, name: str, order: Order) -> None:
         with self._lock:
@@ -313,11 +322,6 @@ class TrainingJobs:
 
 def _transition(status: str, now: float, message: str) -> dict[str, Any]:
     return {"Status": status, "StartTime": now, "StatusMessage": message}
-
-
-def _profiling_status(params: dict[str, Any]) -> str:
-    config = params.get("ProfilerConfig", {})
-    return "Enabled" if config.get("S3OutputPath") and not config.get("DisableProfiler") else "Disabled"
 
 
 def _missing() -> ResourceNotFound:

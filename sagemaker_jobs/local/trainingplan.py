@@ -17,6 +17,7 @@ from sagemaker_jobs.local.joblog import compile_metrics
 MAX_HOSTS = 16
 DEFAULT_MAX_RUNTIME_S = 86_400
 DEFAULT_CHECKPOINT_PATH = "/opt/ml/checkpoints"
+PROFILING_INTERVALS_MS = (100, 200, 500, 1000, 5000, 60_000)
 _IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[\w./-]+([:@][\w.:-]+)?")
 _UNSUPPORTED = ("ServerlessJobConfig", "ModelPackageConfig", "MlflowConfig", "SessionChainingConfig")
 _PROGRAM = "sagemaker_program"
@@ -80,6 +81,7 @@ def plan_training(params: Mapping[str, Any]) -> TrainingPlan:
     _check_channels(params.get("InputDataConfig", ()), specification["TrainingInputMode"])
     _check_resources(params.get("ResourceConfig"))
     _check_uri(params["OutputDataConfig"]["S3OutputPath"], "outputDataConfig.s3OutputPath")
+    check_profiler(params)
     max_runtime_s, max_wait_s = _stopping(params)
     _check_checkpoints(params.get("CheckpointConfig"))
     hyperparameters = params.get("HyperParameters", {})
@@ -101,6 +103,18 @@ def plan_training(params: Mapping[str, Any]) -> TrainingPlan:
         max_runtime_s=max_runtime_s,
         max_wait_s=max_wait_s,
     )
+
+
+def check_profiler(params: Mapping[str, Any]) -> None:
+    """Of a request to create or to update a job; raises ValidationException."""
+    profiler, rules = params.get("ProfilerConfig", {}), params.get("ProfilerRuleConfigurations", ())
+    for config, where in ((profiler, "profilerConfig"), *((rule, "profilerRuleConfigurations") for rule in rules)):
+        if "S3OutputPath" in config:
+            _check_uri(config["S3OutputPath"], f"{where}.s3OutputPath")
+    interval_ms = profiler.get("ProfilingIntervalInMilliseconds", PROFILING_INTERVALS_MS[0])
+    if interval_ms not in PROFILING_INTERVALS_MS:
+        allowed = ", ".join(map(str, PROFILING_INTERVALS_MS))
+        raise ValidationException(f"ProfilingIntervalInMilliseconds must be one of {allowed}, got {interval_ms}.")
 
 
 def _check_image(specification: Mapping[str, Any]) -> None:
