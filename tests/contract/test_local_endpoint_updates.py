@@ -234,7 +234,8 @@ def test_alarm_that_is_unknown_or_not_evaluated_is_refused(client: Client) -> No
 def test_alarm_that_rings_already_keeps_all_traffic_where_it_is(client: Client) -> None:
     client.deploy("ringing", answer="blue")
     _prepare(client, "ringing-2", answer="green")
-    _put_alarm(client, "ringing-5xx", "ringing")
+    # Longer than the new fleet takes to come up, on the slowest machine: the errors must still count by then.
+    _put_alarm(client, "ringing-5xx", "ringing", Period=60)
     for _ in range(3):
         with pytest.raises(client.runtime.exceptions.ModelError):
             client.invoke("ringing", b"error")

@@ -91,7 +91,8 @@ class TestSmdebugReaders:
         theirs = sorted((e.timestamp, e.type, e.name, e.dimension, e.node_id, e.value) for e in events)
         columns = ["timestamp_s", "kind", "name", "dimension", "node", "value"]
         assert sorted(ours.frame[columns].itertuples(index=False, name=None)) == theirs
-        assert len(theirs) > 20
+        # The samples at start and end alone are as many, on two cores.
+        assert len(theirs) >= 20
 
     def test_framework_events_agree_to_the_last_one(self, root: Path, smdebug: Any) -> None:
         recording = read_recording(root)

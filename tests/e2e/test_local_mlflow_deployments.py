@@ -76,7 +76,7 @@ def test_mlflow_client_replaces_this_projects_model_and_cleans_up(client: Client
         checkpoint = Checkpoint(state_dict, CLASSES, Preprocessing(image_size=64), "1", ExperimentConfig())
         path = save_checkpoint(checkpoint, tmp_path / f"checkpoint-{seed}.pt")
         save_model(path, tmp_path / f"model-{seed}")
-        predictors.append(Predictor.load(path))
+        predictors.append(Predictor.load(path, backend="torch-fp32"))
     expected = [predictor.predict([photograph.getvalue()])[0] for predictor in predictors]
     deployments = get_deploy_client("sagemaker:/us-west-2")
     deployments.create_deployment("breeds", str(tmp_path / "model-0"), config=_config())

@@ -49,6 +49,7 @@ def test_search_loses_nothing_while_the_server_is_away(tmp_path: Path, server: M
     assert steps == list(range(len(steps)))
 
 
+@pytest.mark.slow
 def test_search_gives_up_on_a_server_that_stays_away_and_goes_on_later(tmp_path: Path, server: MlflowServer) -> None:
     environment = {"MLFLOW_TRACKING_URI": server.url}
     with search_command(tmp_path, environment, num_trials=3, epoch_s=0.3, retry_s=2.0) as command:
