@@ -57,6 +57,7 @@ def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
             assert run.data.metrics["objective"] == run.data.metrics["valid/accuracy_top1"]
 
 
+@pytest.mark.slow
 def test_killed_parallel_search_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_trials": 6, "num_parallel": 2, "epoch_s": SLOW_EPOCH_S}
     with search_command(tmp_path, **options) as command:
@@ -85,7 +86,7 @@ def test_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
     assert run.data.tags["failure.cause"] == failed[0]["cause"]
 
 
-@pytest.mark.parametrize("num_parallel", [1, 2])
+@pytest.mark.parametrize("num_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, num_parallel: int) -> None:
     options: dict[str, Any] = {"num_trials": 5, "num_parallel": num_parallel, "epoch_s": SLOW_EPOCH_S}
     with search_command(tmp_path, **options) as command:
