@@ -40,6 +40,7 @@ from dogbreed_ml.backend import (
 from dogbreed_ml.config import Augmentation, BackendName, FeaturesConfig
 from dogbreed_ml.data.splits import Sample, Split
 from dogbreed_ml.errors import BackendError, FeaturesError
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.progress import NO_PROGRESS, Progress
 from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.transforms import Preprocessing, augmented_square, decode_image, mirror, to_square
@@ -247,7 +248,7 @@ class FeatureStore:
     def _keep_choice(self, choice: BackendChoice, prefix: FrozenPrefix, preprocessing: Preprocessing) -> None:
         entry = {"name": choice.name, "images_per_s": choice.images_per_s}
         choices = self._choices() | {self._choice_key(prefix, preprocessing): entry}
-        _write_whole(self.dir / CHOICES_FILE, json.dumps(choices, indent=2))
+        write_whole(self.dir / CHOICES_FILE, json.dumps(choices, indent=2))
         logger.info("back end %s chosen: %s images/s", choice.name, choice.images_per_s)
 
     def _require_space(self, num_rows: int, shape: tuple[int, ...], name: BackendName | None) -> None:
@@ -326,7 +327,7 @@ class FeatureStore:
             "num_images": len(samples),
             "num_views": views.num,
         }
-        _write_whole(partial / TABLE_FILE, json.dumps(meta, indent=2))
+        write_whole(partial / TABLE_FILE, json.dumps(meta, indent=2))
         os.replace(partial, self.dir / key)
         table = self._open(key, samples, views, verify=False)
         if table is None:
@@ -364,12 +365,6 @@ def _checksum(values: NDArray[Any]) -> int:
     for start in range(0, len(values), rows_per_slice):
         checksum = zlib.crc32(np.ascontiguousarray(values[start : start + rows_per_slice]).data, checksum)
     return checksum
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _timed(batches: Iterator[Images], spans: Spans, name: str) -> Iterator[Images]:

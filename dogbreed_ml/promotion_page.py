@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from dogbreed_ml.measurement import NUM_CLIENTS, Timing
+from dogbreed_ml.pages import STYLE
 from dogbreed_ml.promotion import BreedChange, Check, Comparison, Scores, Verdict
 
 PROMOTION_PAGE_ARTIFACT = "promotion.html"
@@ -66,6 +67,7 @@ def render_promotion_page(
         sections.append(_render_plot("Breeds", caption, figure))
     return _PAGE.substitute(
         plotly=get_plotlyjs(),
+        style=STYLE,
         title=html.escape(f"{model_name}: {names[0]}"),
         model=html.escape(model_name),
         outcome=html.escape(_capitalised(outcome)),
@@ -208,22 +210,11 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { --ink: #1d2730; --soft: #5d6b76; --line: #e2e7eb; --paper: #fff; --back: #f5f7f8; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
+$style
 h1 { margin: 0 0 10px; font-size: 26px; letter-spacing: -.01em; }
-header p { margin: 6px 0 0; color: var(--soft); }
 #outcome { margin: 0; padding: 14px 18px; border-radius: 10px; color: #fff; font-size: 18px; font-weight: 600; }
 #outcome.passed { background: #23794b; } #outcome.refused { background: #b23b3b; }
 .note { padding: 8px 14px; background: #fdf4dd; border: 1px solid #ecd9a0; border-radius: 8px; color: var(--ink); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: 18px 22px; margin-top: 18px; }
-h2 { margin: 0 0 6px; font-size: 17px; }
-.caption { margin: 0 0 8px; color: var(--soft); }
-.plot, .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; font-size: 13px; }
 #scores td { white-space: nowrap; }
 .good { color: #23794b; font-weight: 600; } .bad { color: #b23b3b; font-weight: 600; }

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from dogbreed_ml.advice import build_advice
 from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.pages import STYLE
 from dogbreed_ml.samplers import build_distributions
 from dogbreed_ml.search import SearchResult, TrialRecord
 
@@ -58,6 +59,7 @@ def render_search_report(
     link = f"{origin}#/experiments/{experiment_id}/runs/"
     return _PAGE.substitute(
         plotly=get_plotlyjs(),
+        style=STYLE,
         name=html.escape(config.name),
         study=html.escape(result.study_name),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -238,16 +240,7 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$name: search report</title>
 <style>
-:root { --accent: #2f6f8f; --ink: #1d2730; --soft: #5d6b76; --line: #e2e7eb; --paper: #fff; --back: #f5f7f8; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
-header h1 { margin: 0; font-size: 26px; letter-spacing: -.01em; }
-header p { margin: 4px 0 0; color: var(--soft); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: 18px 22px; margin-top: 18px; }
-h2 { margin: 0 0 6px; font-size: 17px; }
-.caption, .none { margin: 0 0 8px; color: var(--soft); }
+$style
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0 14px; }
 .tile { flex: 1 1 150px; border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
 .tile b { display: block; font-size: 22px; font-weight: 650; font-variant-numeric: tabular-nums; }
@@ -258,9 +251,7 @@ h2 { margin: 0 0 6px; font-size: 17px; }
 pre { margin: 0; padding: 10px 12px; background: var(--back); border: 1px solid var(--line); border-radius: 8px;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
 ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
-.plot, .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { white-space: nowrap; }
 .params th { font-weight: 500; color: var(--soft); }
 #trials { width: 100%; font-size: 14px; }
 #trials th { cursor: pointer; color: var(--soft); font-weight: 600; font-size: 13px; }
@@ -268,7 +259,6 @@ th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var
 #trials .cause { min-width: 260px; white-space: normal; font-size: 13px; }
 .winner td { background: #eef6f1; font-weight: 600; }
 .complete { color: #23794b; } .pruned { color: #8a6d1a; } .failed { color: #b23b3b; }
-a { color: var(--accent); }
 @media (max-width: 700px) { .columns { grid-template-columns: 1fr; } }
 </style>
 <script>$plotly</script></head>

@@ -14,6 +14,7 @@ from typing import Any
 
 from dogbreed_ml.data.listing import IMAGE_SUFFIXES
 from dogbreed_ml.errors import DataError
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.progress import NO_PROGRESS, Progress
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,4 @@ def _load_state(target: Path) -> dict[str, str]:
 
 
 def _save_state(target: Path, state: dict[str, str]) -> None:
-    unfinished = target / f"{_STATE_NAME}.tmp"
-    unfinished.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(unfinished, target / _STATE_NAME)
+    write_whole(target / _STATE_NAME, json.dumps(state))

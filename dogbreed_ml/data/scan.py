@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import PIL
 
 from dogbreed_ml.data.listing import ListedImage
 from dogbreed_ml.errors import ImageError
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.progress import NO_PROGRESS, Progress
 from dogbreed_ml.transforms import MAX_BYTES, MAX_PIXELS, decode_image
 
@@ -108,7 +108,4 @@ def _load_cache(path: Path) -> dict[str, list[Any]]:
 
 
 def _save_cache(path: Path, files: dict[str, list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="ascii", dir=path.parent, delete=False, suffix=".tmp") as file:
-        json.dump({"rules": _RULES, "files": files}, file, separators=(",", ":"))
-    os.replace(file.name, path)
+    write_whole(path, json.dumps({"rules": _RULES, "files": files}, separators=(",", ":")))

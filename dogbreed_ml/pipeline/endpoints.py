@@ -5,7 +5,6 @@ Each has a file of its own, `.dogbreed/endpoints/NAME.json`; whether it runs is 
 
 import json
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import psutil
 from dogbreed_ml.config import TrackingConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import ServingError, TrackingError
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.options import DeleteOptions
 from dogbreed_ml.provenance import HOST_TAG, PID_TAG, PROCESS_START_TAG, is_gone
 from dogbreed_ml.server.process import KILL_AFTER_S, ping
@@ -141,10 +141,7 @@ def endpoints_dir(context: Context) -> Path:
 
 def remember(endpoint: Endpoint, *, context: Context) -> None:
     """Writes its file."""
-    path = endpoints_dir(context) / f"{endpoint.name}.json"
-    temporary_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary_path.write_text(json.dumps(asdict(endpoint), indent=2) + "\n", encoding="utf-8")
-    temporary_path.replace(path)
+    write_whole(endpoints_dir(context) / f"{endpoint.name}.json", json.dumps(asdict(endpoint), indent=2) + "\n")
 
 
 def forget(endpoint: Endpoint, *, context: Context) -> None:

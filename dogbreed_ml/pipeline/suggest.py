@@ -18,6 +18,7 @@ from dogbreed_ml.backend import device_of
 from dogbreed_ml.config import ExperimentConfig, flatten, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.profiling.recordings import STEP_PREFIX
 from dogbreed_ml.profiling.timeline import TimelineRecorder
 from dogbreed_ml.train import Batches, fit
@@ -184,11 +185,7 @@ def _write_overlay(path: Path, values: Mapping[str, Any]) -> Path:
     for dotted, value in values.items():
         section, _, leaf = dotted.partition(".")
         nested.setdefault(section, {})[leaf] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(yaml.safe_dump(nested, sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_whole(path, yaml.safe_dump(nested, sort_keys=False))
 
 
 def _flags(values: Mapping[str, Any]) -> str:

@@ -8,13 +8,14 @@ time is their zero, and events that ended before it vanish.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from dogbreed_ml.files import write_whole
 
 LOADER_EVENT: Final = "DataLoaderIterInitialize"
 """smdebug's name of the phase in which a PyTorch loader starts; its args have num_workers and pin_memory."""
@@ -79,7 +80,7 @@ def write_timeline(
     def close() -> None:
         if lines:
             head = _render_head(origin_us, list(phases))
-            paths.append(_write_whole(_free_path(root, end_us, pid, node), [*head, ",\n".join(lines), "\n]\n"]))
+            paths.append(write_whole(_free_path(root, end_us, pid, node), [*head, ",\n".join(lines), "\n]\n"]))
 
     for event in events:
         if lines and (num_chars > max_file_chars or _hour(event.start_us / 1e6) != _hour(origin_us / 1e6)):
@@ -116,15 +117,6 @@ def _render_head(origin_us: int, phases: Sequence[str]) -> Iterator[str]:
 def _free_path(root: Path, end_us: int, pid: int, node: str) -> Path:
     path = timeline_path(root, end_us, pid=pid, node=node)
     return path if not path.exists() else _free_path(root, end_us + 1, pid, node)
-
-
-def _write_whole(path: Path, parts: Iterable[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    os.replace(partial, path)
-    return path
 
 
 def _hour(timestamp_s: float) -> str:

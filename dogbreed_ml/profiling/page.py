@@ -31,28 +31,19 @@ PAGE: Final = Template("""<!doctype html>
 <link rel="icon" href="data:,">
 <title>$title: profiler report</title>
 <style>
-:root { --accent: #2f6f8f; --ink: #1d2730; --soft: #5d6b76; --line: #e2e7eb; --paper: #fff; --back: #f5f7f8; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
-header h1 { margin: 0; font-size: 26px; letter-spacing: -.01em; }
-header p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
+$style
+main { max-width: 1180px; }
 header .headline { color: var(--ink); font-weight: 600; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 14px; margin-top: 12px; font-size: 13.5px; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: 18px 22px; margin-top: 18px; }
 .notes { border-color: #d9b64a; }
-h2 { margin: 0 0 8px; font-size: 17px; } h3 { margin: 14px 0 4px; font-size: 14.5px; }
+h3 { margin: 14px 0 4px; font-size: 14.5px; }
 p { margin: 4px 0; } small { color: var(--soft); margin-left: 6px; }
-.none { color: var(--soft); }
 .advice { border-left: 3px solid #c8743a; padding: 4px 0 4px 12px; margin: 8px 0; }
 .parts { display: flex; gap: 2px; height: 30px; margin-bottom: 12px; }
 .parts span { min-width: 3px; overflow: hidden; border-radius: 4px; background: var(--accent); color: #fff; }
 .parts span:first-child { background: #c8743a; } .parts span:last-child { background: #5d6b76; }
 .parts i { font-style: normal; font-size: 12.5px; line-height: 30px; padding: 0 8px; white-space: nowrap; }
-.plot, .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+table { font-size: 14px; }
 td { white-space: nowrap; } .facts th { font-weight: 500; color: var(--soft); }
 thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
 #rules { width: 100%; } #rules td.wide { white-space: normal; min-width: 200px; }
@@ -61,7 +52,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 13.5px; margin-top: 6p
 .badge { font-size: 12px; font-weight: 600; padding: 1px 8px; border-radius: 9px; white-space: nowrap; }
 .IssuesFound { background: #fbe6df; color: #9c3a1c; } .NoIssuesFound { background: #e3f2e8; color: #23794b; }
 .NotApplicable { background: #eceff1; color: var(--soft); } .Error { background: #f7dada; color: #8f1f1f; }
-a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+a { text-decoration: none; } a:hover { text-decoration: underline; }
 </style>
 <script>$plotly</script></head>
 <body><main>

@@ -13,10 +13,12 @@ from typing import Any, Final
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from dogbreed_ml.files import write_whole
+from dogbreed_ml.pages import STYLE
 from dogbreed_ml.profiling.page import DESCRIPTIONS, PAGE
 from dogbreed_ml.profiling.plots import all_figures
 from dogbreed_ml.profiling.recordings import Recording
-from dogbreed_ml.profiling.rulereports import save_rule_reports, save_text
+from dogbreed_ml.profiling.rulereports import save_rule_reports
 from dogbreed_ml.profiling.traces import OperatorTime
 from dogbreed_ml.profiling.verdicts import Evidence, Verdict
 
@@ -50,7 +52,7 @@ def save_profiler_report(
     """Writes REPORT_FILE and one JSON a rule into `folder`; returns the report's path."""
     save_rule_reports(verdicts, folder)
     path = folder / REPORT_FILE
-    save_text(render_profiler_report(recording, verdicts, title=title, operators=operators), path)
+    write_whole(path, render_profiler_report(recording, verdicts, title=title, operators=operators))
     return path
 
 
@@ -87,6 +89,7 @@ def render_profiler_report(
     ]
     return PAGE.substitute(
         plotly=get_plotlyjs(),
+        style=STYLE,
         title=html.escape(title),
         source=html.escape(recording.source),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.profiling.verdicts import Verdict
 
 REPORTS_DIR: Final = "profiler-output/profiler-reports"
@@ -46,17 +46,8 @@ def save_rule_reports(verdicts: Iterable[Verdict], folder: Path) -> list[Path]:
     paths = []
     for verdict in verdicts:
         path = folder / REPORTS_DIR / f"{verdict.rule}.json"
-        save_text(json.dumps(rule_report(verdict), indent=2, allow_nan=False), path)
-        paths.append(path)
+        paths.append(write_whole(path, json.dumps(rule_report(verdict), indent=2, allow_nan=False)))
     return paths
-
-
-def save_text(text: str, path: Path) -> None:
-    """Writes to a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _plain(value: Any) -> Any:

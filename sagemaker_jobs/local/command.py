@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed_ml.errors import ConfigError, DataError
+from dogbreed_ml.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +182,7 @@ def serve(project_dir: Path, options: Options, environment: Mapping[str, str]) -
                 "pid": me.pid, "created_s": me.create_time(), "url": server.url,
                 "environment": server.client_environment(),
             }  # fmt: skip
-            unfinished = state_path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(state), encoding="utf-8")
-            os.replace(unfinished, state_path)
+            write_whole(state_path, json.dumps(state))
             logger.info("local SageMaker at %s, state in %s", server.url, root_dir)
             threading.Event().wait()
     finally:

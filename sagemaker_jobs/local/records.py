@@ -6,13 +6,13 @@ are checked by the service's shapes before they come here.
 
 import copy
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dogbreed_ml.files import write_whole
 from sagemaker_jobs.local.errors import ResourceInUse, ServiceError, ValidationException
 
 Record = dict[str, Any]
@@ -97,11 +97,7 @@ class Records:
     def _put(self, kind: str, name: str, record: Record) -> None:
         # Rendered first: what is no JSON must not reach memory either.
         text = json.dumps(record)
-        path = self._path(kind, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(self._path(kind, name), text)
         self._records.setdefault(kind, {})[name] = json.loads(text)
         self._changed.notify_all()
 

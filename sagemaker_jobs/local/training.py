@@ -1,7 +1,6 @@
 """Training jobs: the operations of SageMaker, and the threads that run what they ask for."""
 
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreed_ml.files import write_whole
 from sagemaker_jobs.local.environments import Environments
 from sagemaker_jobs.local.errors import ResourceInUse, ResourceNotFound, ValidationException
 from sagemaker_jobs.local.failures import MAX_REASON
@@ -314,10 +314,7 @@ class TrainingJobs:
             for metric, values in log.series.items():
                 series.setdefault(metric, []).extend(values)
         if series:
-            self._series_dir.mkdir(parents=True, exist_ok=True)
-            unfinished = self._series_dir / f"{name}.json.tmp"
-            unfinished.write_text(json.dumps(series), encoding="utf-8")
-            os.replace(unfinished, self._series_dir / f"{name}.json")
+            write_whole(self._series_dir / f"{name}.json", json.dumps(series))
 
 
 def _transition(status: str, now: float, message: str) -> dict[str, Any]:
