@@ -5,7 +5,7 @@ Nothing here uses MLflow's fluent API: a run is passed around, never "active".
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -171,6 +171,13 @@ class Tracker:
         )
         return [ChildRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics) for run in found]
 
+    def search_runs(self, experiment_name: str, filter_string: str, *, order_by: Sequence[str] = ()) -> list[MlflowRun]:
+        """The runs of an experiment that fit MLflow's filter, however many; none where there is no such experiment."""
+        experiment = self.patiently(lambda: self.client.get_experiment_by_name(experiment_name))
+        if experiment is None:
+            return []
+        return self.patiently(lambda: list(self._search([experiment.experiment_id], filter_string, order_by)))
+
     def epochs(self, run_id: str) -> list[LoggedEpoch]:
         """The epochs that a run logged, train/ and valid/ metrics by step."""
         by_step: dict[int, dict[str, float]] = {}
@@ -306,11 +313,17 @@ class Tracker:
             raise TrackingError(f"The tracking store {without_password(self.tracking_uri)} has no run {run_id!r}.")
         return run
 
-    def _search(self, experiment_ids: list[str], filter_string: str) -> Iterator[MlflowRun]:
+    def _search(
+        self, experiment_ids: list[str], filter_string: str, order_by: Sequence[str] = ()
+    ) -> Iterator[MlflowRun]:
         token: str | None = None
         while True:
             page = self.client.search_runs(
-                experiment_ids, filter_string=filter_string, max_results=_PAGE_SIZE, page_token=token
+                experiment_ids,
+                filter_string=filter_string,
+                max_results=_PAGE_SIZE,
+                order_by=list(order_by),
+                page_token=token,
             )
             yield from page
             token = page.token

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
 
+from dogbreed_ml import tracking
 from dogbreed_ml.config import ExperimentConfig, SplitName, TrackingConfig, flatten, from_dict, with_values
 from dogbreed_ml.data.splits import Sample, Split, Splits
 from dogbreed_ml.errors import TrackingError
@@ -121,6 +122,20 @@ class TestTrackingStore:
             "2": 0.2,
         }
         assert {child.status for child in children} == {"FINISHED"}
+
+    def test_runs_are_searched_page_by_page_in_order(self, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert tracker.search_runs("searched", "") == []
+        for colour in ("blue", "red", "green", "blue", "blue"):
+            with tracker.start_run("searched", tags={"colour": colour}):
+                pass
+        monkeypatch.setattr(tracking, "_PAGE_SIZE", 2)
+        blue = tracker.search_runs("searched", "tags.`colour` = 'blue'", order_by=["attributes.start_time ASC"])
+        assert [run.data.tags["colour"] for run in blue] == ["blue"] * 3
+        starts = [run.info.start_time for run in blue]
+        assert starts == sorted(starts)
+        newest = tracker.search_runs("searched", "", order_by=["attributes.start_time DESC"])
+        assert len({run.info.run_id for run in newest}) == 5
+        assert newest[0].info.start_time == starts[-1]
 
     def test_experiment_has_an_absolute_artifact_folder_beside_the_database(self, store: Store) -> None:
         with store.open() as tracker, tracker.start_run("dogs") as run:
