@@ -1,7 +1,7 @@
 """`dogbreed tune`: a search, and whatever comes after one, whoever drove it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.debugging.epochs import EpochJudge
 from dogbreed_ml.errors import SearchError
-from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.evaluation import Evaluation, compute_metrics
+from dogbreed_ml.figures import EpochMetrics
 from dogbreed_ml.pipeline.profiled import profiled_run
 from dogbreed_ml.pipeline.refit import Refitted, average, refit
 from dogbreed_ml.pipeline.stages import (
@@ -32,6 +33,7 @@ from dogbreed_ml.workbench import Workbench
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from dogbreed_ml.registry import ModelVersion
     from dogbreed_ml.search import SearchResult, TrialRecord
     from dogbreed_ml.tracking import LoggedEpoch, Run, Tracker
 
@@ -100,10 +102,6 @@ def finish_search(
     spans: SpanTotals,
 ) -> TuneSummary:
     """Whatever comes after a search, whoever drove it: refit, one look at test, model, registration, report."""
-    from dogbreed_ml import pyfunc
-    from dogbreed_ml.registry import register_challenger
-    from dogbreed_ml.report import render_search_report
-
     best_value = result.best.value
     if best_value is None:
         raise SearchError(f"The best trial must have a value, trial {result.best.number} has none.")
@@ -113,39 +111,16 @@ def finish_search(
         for epoch in refitted.epochs:
             parent.log_epoch(epoch)
     with spans.span("evaluation"):
-        feeds = bench.feeds(refitted.config)
-        test = evaluate_model(bench, refitted.model, feeds.test, temperature=refitted.temperature)
         curves = _curves(tracker, result)
         parent.log_metrics(_valid_metrics(curves, result.best.best_epoch))
         if config.search.ensemble > 1:
             _log_ensemble(parent, refitted, members, config)
-        log_evaluation(parent, test, bench.splits, curves or refitted.epochs)
+        test = _evaluate_once(bench, refitted, parent, curves or refitted.epochs)
+    tags = {result.metric: f"{best_value:.6g}", "trial.number": str(result.best.number)}
     with spans.span("model"):
-        model_uri = log_model(
-            pyfunc,
-            tracker,
-            parent,
-            network=bench.whole(refitted.config, refitted.model),
-            splits=bench.splits,
-            config=refitted.config,
-            temperature=refitted.temperature,
-        )
-        version = register_challenger(
-            tracker,
-            config.registered_model_name,
-            model_uri=model_uri,
-            run_id=parent.run_id,
-            tags={result.metric: f"{best_value:.6g}", "trial.number": str(result.best.number)},
-        )
+        model_uri, version = _register(config, refitted, bench=bench, tracker=tracker, parent=parent, tags=tags)
     with spans.span("report"):
-        parent.set_tags(
-            {"best_trial": str(result.best.number), "best_value": f"{best_value:.6g}"}
-            | {f"best.{name}": str(value) for name, value in result.best.values.items()}
-        )
-        report = render_search_report(
-            result, config=config, experiment_id=parent.experiment_id, test=test.metrics, interval=test.top1_interval
-        )
-        parent.log_text(report, "search_report.html")
+        _log_report(config, result, test, parent)
     parent.log_metrics({f"seconds/{stage}": seconds for stage, seconds in spans.seconds.items()})
     return TuneSummary(
         parent_run_id=parent.run_id,
@@ -163,6 +138,52 @@ def finish_search(
         seconds=rounded(spans),
         url=tracker.run_url(parent),
     )
+
+
+def _evaluate_once(bench: Workbench, refitted: Refitted, parent: "Run", epochs: Sequence[EpochMetrics]) -> Evaluation:
+    """The search's only look at the test split."""
+    feeds = bench.feeds(refitted.config)
+    test = evaluate_model(bench, refitted.model, feeds.test, temperature=refitted.temperature)
+    log_evaluation(parent, test, bench.splits, epochs)
+    return test
+
+
+def _register(
+    config: ExperimentConfig,
+    refitted: Refitted,
+    *,
+    bench: Workbench,
+    tracker: "Tracker",
+    parent: "Run",
+    tags: Mapping[str, str],
+) -> "tuple[str, ModelVersion]":
+    """The refitted model, logged with the parent run and registered as challenger; its URI as a logged model first."""
+    from dogbreed_ml import pyfunc
+    from dogbreed_ml.registry import register_challenger
+
+    model_uri = log_model(
+        pyfunc,
+        tracker,
+        parent,
+        network=bench.whole(refitted.config, refitted.model),
+        splits=bench.splits,
+        config=refitted.config,
+        temperature=refitted.temperature,
+    )
+    name = config.registered_model_name
+    return model_uri, register_challenger(tracker, name, model_uri=model_uri, run_id=parent.run_id, tags=tags)
+
+
+def _log_report(config: ExperimentConfig, result: "SearchResult", test: Evaluation, parent: "Run") -> None:
+    from dogbreed_ml.report import render_search_report
+
+    best = result.best
+    tags = {"best_trial": str(best.number), "best_value": f"{best.value:.6g}"}
+    parent.set_tags(tags | {f"best.{name}": str(value) for name, value in best.values.items()})
+    report = render_search_report(
+        result, config=config, experiment_id=parent.experiment_id, test=test.metrics, interval=test.top1_interval
+    )
+    parent.log_text(report, "search_report.html")
 
 
 def _log_ensemble(
