@@ -1,5 +1,6 @@
 """What a verb answers: plain values for --json, and a few lines for people."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,6 +98,13 @@ class TuneSummary:
                 _render_link(self.url),
             ]
         )
+
+
+def render_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: heads first, columns as wide as their widest cell, no blanks at the ends."""
+    lines = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _render_value(value: object) -> str:

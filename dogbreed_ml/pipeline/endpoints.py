@@ -22,6 +22,7 @@ from dogbreed_ml.files import write_whole
 from dogbreed_ml.options import DeleteOptions
 from dogbreed_ml.provenance import HOST_TAG, PID_TAG, PROCESS_START_TAG, is_gone
 from dogbreed_ml.server.process import KILL_AFTER_S, ping
+from dogbreed_ml.summaries import render_table
 
 if TYPE_CHECKING:
     from dogbreed_ml.tracking import Tracker
@@ -86,14 +87,12 @@ class EndpointList:
     def render(self) -> str:
         if not self.endpoints:
             return "no endpoints; `dogbreed deploy --detach` starts one"
-        header = ("NAME", "HEALTH", "MODEL", "BACK END", "URL", "SINCE", "PID")
-        rows = [header] + [
+        heads = ("NAME", "HEALTH", "MODEL", "BACK END", "URL", "SINCE", "PID")
+        rows = [
             (each.name, health, f"{each.model} {each.version}", each.backend, each.url, each.deployed_at, str(each.pid))
             for each, health in self.endpoints
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(render_table(heads, rows))
 
 
 @dataclass(frozen=True)

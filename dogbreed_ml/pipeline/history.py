@@ -9,13 +9,13 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.pipeline.deploy import BACKEND_TAG, BY_TAG, SINCE_TAG, UNMEASURED_TAG, VERDICT_TAG
 from dogbreed_ml.pipeline.endpoints import ENDPOINT_TAG, UNTIL_TAG
+from dogbreed_ml.summaries import render_table
 
 if TYPE_CHECKING:
     from dogbreed_ml.registry import ModelVersion
     from dogbreed_ml.reigns import Reign
     from dogbreed_ml.tracking import Tracker
 
-_PAGE_SIZE = 1000
 _REASONS_WIDTH = 80
 
 
@@ -75,13 +75,13 @@ class History:
         lines = [f"{self.model}: {champion}"]
         if self.reigns:
             heads: tuple[str, ...] = ("version", "champion from", "to", "ground", "top-1", "p95", "by", "reason")
-            lines += ["", *_render_table(heads, [self._reign_row(reign) for reign in self.reigns])]
+            lines += ["", *render_table(heads, [self._reign_row(reign) for reign in self.reigns])]
         if self.verdicts:
             heads = ("gate", "version", "against", "verdict", "run", "reasons")
-            lines += ["", *_render_table(heads, [_verdict_row(verdict) for verdict in self.verdicts])]
+            lines += ["", *render_table(heads, [_verdict_row(verdict) for verdict in self.verdicts])]
         if self.deployments:
             heads = ("version", "served from", "to", "endpoint", "back end", "by", "unmeasured because")
-            lines += ["", *_render_table(heads, [_deployment_row(deployment) for deployment in self.deployments])]
+            lines += ["", *render_table(heads, [_deployment_row(deployment) for deployment in self.deployments])]
         return "\n".join(lines)
 
     def _reign_row(self, reign: "Reign") -> tuple[str, ...]:
@@ -121,25 +121,8 @@ def list_history(config: ExperimentConfig, *, context: Context) -> History:
 
 
 def _verdicts(tracker: "Tracker", experiment_name: str) -> list[GateRecord]:
-    experiment = tracker.patiently(lambda: tracker.client.get_experiment_by_name(experiment_name))
-    if experiment is None:
-        return []
-    found: list[GateRecord] = []
-    token: str | None = None
-    while True:
-        page = tracker.patiently(
-            lambda token=token: tracker.client.search_runs(  # type: ignore[misc]
-                [experiment.experiment_id],
-                filter_string=f"tags.`{VERDICT_TAG}` != ''",
-                max_results=_PAGE_SIZE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-        )
-        found += [_record(run) for run in page]
-        token = page.token
-        if not token:
-            return found
+    runs = tracker.search_runs(experiment_name, f"tags.`{VERDICT_TAG}` != ''", order_by=["attributes.start_time ASC"])
+    return [_record(run) for run in runs]
 
 
 def _record(run: Any) -> GateRecord:
@@ -188,10 +171,3 @@ def _verdict_row(verdict: GateRecord) -> tuple[str, ...]:
 
 def _render_time(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _render_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
-    ]
