@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
 from dogbreed_ml.checks import require, require_choice, require_number
+from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.policies import DeployConfig, ProfileConfig, PromotionConfig
 
@@ -265,6 +266,8 @@ def _default_space() -> dict[str, Dimension]:
 class SearchConfig:
     """The search: what is varied, by whom, and for how long."""
 
+    engine: Literal["optuna", "sagemaker"] = "optuna"
+    """Who drives it: Optuna here, or SageMaker's tuner with a training job a trial."""
     metric: str = "valid/accuracy_top1"
     """The metric that decides, as an epoch logs it."""
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -285,6 +288,8 @@ class SearchConfig:
     """Heads of the best so many trials, averaged into the registered model; above 1 needs model.trainable=head."""
     seed: int = 0
     """Seed of the sampler."""
+    features_on: Literal["local", "sagemaker"] = "local"
+    """Where the features for SageMaker's tuner are computed: on this machine, or by a first training job."""
     space: dict[str, Dimension] = field(default_factory=_default_space)
     """Dimensions by dotted config name: {train.lr: {type: float, low: 1.0e-4, high: 0.1, log: true}}."""
 
@@ -294,6 +299,14 @@ class SearchConfig:
             "search.metric must be a train/ or valid/ metric (the test split is looked at once, at the end)",
             self.metric,
         )
+        require_choice("search.engine", self.engine, ("optuna", "sagemaker"))
+        require_choice("search.features_on", self.features_on, ("local", "sagemaker"))
+        if self.engine == "sagemaker":
+            require(
+                self.sampler not in ("cmaes", "qmc"),
+                "search.sampler must be tpe or gp (Bayesian), random or grid for search.engine=sagemaker",
+                self.sampler,
+            )
         require_choice("search.direction", self.direction, ("maximize", "minimize"))
         require_number("search.num_trials", self.num_trials, low=1)
         require_number("search.num_parallel", self.num_parallel, low=1)
@@ -345,6 +358,8 @@ class ExperimentConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
+    sagemaker: SagemakerConfig = field(default_factory=SagemakerConfig)
+    hosting: HostingConfig = field(default_factory=HostingConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -13,7 +13,9 @@ Every error that a user can cause or must act on is one of these; its message is
     ├── ProfileError       profiler files that are absent or damaged
     ├── TrackingError      the tracking server or store refused, or stayed away
     ├── SearchError        a search that cannot go on
-    └── ServingError       a server that does not start, or does not answer as it should
+    ├── ServingError       a server that does not start, or does not answer as it should
+    ├── CloudError         AWS refused, stayed away, or a job there failed
+    └── GateError          a change of champion that the gate does not allow (exit status 3)
 """
 
 
@@ -63,6 +65,10 @@ class SearchError(DogbreedError):
 
 class ServingError(DogbreedError):
     """A server that does not start, or does not answer as it should."""
+
+
+class CloudError(DogbreedError):
+    """AWS refused a call or stayed away, or a job there failed."""
 
 
 class GateError(DogbreedError):

@@ -42,6 +42,8 @@ class ProfileConfig:
     """Training steps from one that the debugger saves to the next."""
     stop_on: list[TensorRuleName] = field(default_factory=list)
     """Tensor rules that end the training when they trigger; needs debugger."""
+    sagemaker_rules: bool = False
+    """Whether training jobs also ask for SageMaker's own Debugger rules; closed to new accounts since 2026-07-30."""
     rules: dict[str, Any] = field(default_factory=dict)
     """Parameters of rules other than SageMaker's defaults, as RULE_PARAMETER: {StepOutlier_stddev: 2}."""
 

@@ -13,6 +13,7 @@ import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
+from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.config import ExperimentConfig, TrackingConfig, config_hash
 from dogbreed_ml.policies import DeployConfig, ProfileConfig, PromotionConfig
 
@@ -25,6 +26,9 @@ VARYING = (
     *(f"tracking.{field.name}" for field in dataclasses.fields(TrackingConfig)),
     *(f"promotion.{field.name}" for field in dataclasses.fields(PromotionConfig)),
     *(f"deploy.{field.name}" for field in dataclasses.fields(DeployConfig)),
+    "search.features_on",
+    *(f"sagemaker.{field.name}" for field in dataclasses.fields(SagemakerConfig)),
+    *(f"hosting.{field.name}" for field in dataclasses.fields(HostingConfig)),
 )
 """What may change between two commands of one search: nothing that a trial's result depends on."""
 

@@ -22,7 +22,8 @@ from sagemaker_jobs.local.errors import (
     ServiceError,
     ValidationException,
 )
-from sagemaker_jobs.local.shapes import check_request, method_name
+from sagemaker_jobs.local.shapes import check_request
+from sagemaker_jobs.shapes import method_name
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker

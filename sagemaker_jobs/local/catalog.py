@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sagemaker_jobs.local import hosting
 from sagemaker_jobs.local.errors import ResourceInUse, ValidationException
 from sagemaker_jobs.local.listing import select
-from sagemaker_jobs.local.shapes import answer_members
+from sagemaker_jobs.shapes import answer_members
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker

@@ -18,8 +18,8 @@ from sagemaker_jobs.local.joblog import HostLog, LogPump, final_metric_data
 from sagemaker_jobs.local.jobrun import JobRun, Order
 from sagemaker_jobs.local.listing import select
 from sagemaker_jobs.local.profiles import KIND, Profiles, profiling_status, rule_statuses
-from sagemaker_jobs.local.shapes import answer_members, structure_members
 from sagemaker_jobs.local.trainingplan import check_profiler, plan_training
+from sagemaker_jobs.shapes import answer_members, structure_members
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker

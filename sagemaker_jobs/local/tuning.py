@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sagemaker_jobs.local.errors import ResourceNotFound, ValidationException
 from sagemaker_jobs.local.listing import select
-from sagemaker_jobs.local.shapes import answer_members, structure_members
 from sagemaker_jobs.local.tuner import ENDED, Outcome, Tuner, count, final_value
 from sagemaker_jobs.local.tuningplan import TuningPlan, parse_plan
+from sagemaker_jobs.shapes import answer_members, structure_members
 
 if TYPE_CHECKING:
     from sagemaker_jobs.local.service import LocalSageMaker

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sagemaker_jobs.local.errors import SerializationException, ServiceError, ValidationException
-from sagemaker_jobs.local.shapes import _compiled, check_answer, check_request, method_name, service_model
+from sagemaker_jobs.local.shapes import check_answer, check_request
+from sagemaker_jobs.shapes import _compiled, method_name, service_model
 
 ROLE = "arn:aws:iam::123456789012:role/x"
 

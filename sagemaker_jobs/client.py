@@ -1,0 +1,236 @@
+"""AWS's clients: made once, patient where the network is, and every refusal one line with a way out.
+
+boto3 finds credentials, region and AWS_ENDPOINT_URL as every AWS tool does; the local SageMaker is an address among
+others.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from dogbreed_ml.cloudconfig import SagemakerConfig
+from dogbreed_ml.errors import CloudError, ConfigError
+from sagemaker_jobs.shapes import WrongTypeError, request_errors, unknown_members
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_S = 300.0
+"""How long a question is asked again while AWS does not answer; jobs go on meanwhile."""
+
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
+_THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
+_RETRIES = Config(
+    retries={"mode": "standard", "max_attempts": 8}, connect_timeout=10, read_timeout=90, max_pool_connections=16
+)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time as waiting sees it."""
+
+    now: Callable[[], float] = time.monotonic
+    """Seconds; only differences mean something."""
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass
+class Aws:
+    """One account and region; clients are made on first use and closed together."""
+
+    region: str
+    session: boto3.session.Session
+    clock: Clock = field(default_factory=Clock)
+    _clients: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: SagemakerConfig, *, clock: Clock | None = None) -> "Aws":
+        """Raises ConfigError where no region or no credentials are configured; asks nothing of the network."""
+        try:
+            session = boto3.session.Session(region_name=config.region)
+        except ProfileNotFound as error:
+            raise ConfigError(f"AWS_PROFILE must name a profile of ~/.aws/config: {error}.") from error
+        if session.region_name is None:
+            raise ConfigError("sagemaker.region must name a region where AWS_DEFAULT_REGION does not, got null.")
+        if session.get_credentials() is None:
+            raise ConfigError(
+                "AWS credentials are needed and none were found; run `aws configure` or `aws sso login`, or start "
+                'the local SageMaker: eval "$(dogbreed sagemaker-local start)".'
+            )
+        return cls(session.region_name, session, clock or Clock())
+
+    def client(self, service: str) -> Any:
+        """boto3's client of `sagemaker`, `sagemaker-runtime`, `s3`, `logs`, ..."""
+        if service not in self._clients:
+            # The price list is offered in few regions.
+            region = "us-east-1" if service == "pricing" else self.region
+            self._clients[service] = self.session.client(service, region_name=region, config=_RETRIES)
+        return self._clients[service]
+
+    @cached_property
+    def account_id(self) -> str:
+        """Twelve digits."""
+        with translated("ask for the account"):
+            return str(self.client("sts").get_caller_identity()["Account"])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether SageMaker is on this machine."""
+        url = str(self.client("sagemaker").meta.endpoint_url)
+        return url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]"))
+
+    def console_url(self, path: str) -> str | None:
+        """A page of the AWS console, such as `jobs/NAME`; None for the local SageMaker."""
+        if self.is_local:
+            return None
+        return f"https://{self.region}.console.aws.amazon.com/sagemaker/home?region={self.region}#/{path}"
+
+    def create(self, operation: str, request: Mapping[str, Any], *, doing: str) -> Any:
+        """Checks the request against botocore's model, sends it once per answer, and returns the answer.
+
+        Raises ConfigError for a request that AWS would refuse, CloudError for what AWS does refuse.
+        """
+        check(operation, request)
+        method = getattr(self.client("sagemaker"), _method(operation))
+        with translated(doing):
+            return method(**request)
+
+    def ask(self, call: Callable[[], T], *, doing: str, patience_s: float = PATIENCE_S) -> T:
+        """Calls, and calls again while there is no answer: only what does no harm twice, such as Describe and List."""
+        start, pause_s = self.clock.now(), 1.0
+        while True:
+            try:
+                return call()
+            except (BotoCoreError, ClientError) as error:
+                if not is_transient(error) or self.clock.now() - start + pause_s > patience_s:
+                    raise cloud_error(error, doing) from error
+                logger.warning("AWS does not answer (%s); asking again in %g s.", _brief(error), pause_s)
+            self.clock.sleep(pause_s)
+            pause_s = min(15.0, pause_s * 2)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def __enter__(self) -> "Aws":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_until(
+    look: Callable[[], T],
+    is_done: Callable[[T], bool],
+    *,
+    what: str,
+    timeout_s: float,
+    interval_s: float = 5.0,
+    clock: Clock | None = None,
+) -> T:
+    """Looks every `interval_s` until it is done and returns what it saw; CloudError after `timeout_s`."""
+    clock = clock or Clock()
+    deadline = clock.now() + timeout_s
+    while True:
+        seen = look()
+        if is_done(seen):
+            return seen
+        if clock.now() + interval_s > deadline:
+            raise CloudError(f"{what} did not happen within {timeout_s:g} s; it goes on, and may be looked at later.")
+        clock.sleep(interval_s)
+
+
+def check(operation: str, request: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a request breaks botocore's model: pattern, enum and range included."""
+    try:
+        mistakes = request_errors("sagemaker", operation, request)
+    except WrongTypeError as error:
+        mistakes = [str(error)]
+    mistakes += unknown_members("sagemaker", operation, request)
+    if mistakes:
+        raise ConfigError(f"{operation} would be refused by SageMaker: {'; '.join(mistakes)}.")
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """AWS's errors as CloudError; `doing` completes `could not ...`."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise cloud_error(error, doing) from error
+    # What boto3's transfers make of either, as the context of their own.
+    except Boto3Error as error:
+        cause = error.__context__
+        raise cloud_error(cause if isinstance(cause, BotoCoreError | ClientError) else error, doing) from error
+
+
+def cloud_error(error: Exception, doing: str) -> CloudError:
+    """One line with a way out."""
+    code = error_code(error)
+    way_out = "the same command goes on where this one ended"
+    if code in _EXPIRED:
+        way_out = "log in again (`aws sso login`), then the same command goes on where this one ended"
+    elif code in _DENIED:
+        way_out = "`dogbreed deploy --print-policy` shows what must be allowed"
+    elif isinstance(error, NoCredentialsError | PartialCredentialsError | NoRegionError):
+        way_out = "run `aws configure` or `aws sso login`"
+    elif code is not None and not is_transient(error):
+        way_out = "mend what it names"
+    return CloudError(f"Could not {doing}: {_brief(error)}; {way_out}.")
+
+
+def error_code(error: Exception) -> str | None:
+    """AWS's code of a refusal, such as ValidationException; None for a connection's end."""
+    return str(error.response["Error"].get("Code")) if isinstance(error, ClientError) else None
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same call may succeed later: no connection, throttling, AWS's own error."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return error_code(error) in _THROTTLED or status >= 500
+    return isinstance(error, BotoConnectionError | HTTPClientError)
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether a Describe or Delete names what is not there; SageMaker has no code of its own for that."""
+    message = error.response["Error"].get("Message", "") if isinstance(error, ClientError) else ""
+    wordings = ("Could not find", "not found", "does not exist", "Cannot find")
+    return error_code(error) in ("ResourceNotFound", "ValidationException") and any(
+        each in message for each in wordings
+    )
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, ClientError):
+        return f"{error_code(error)}: {error.response['Error'].get('Message', '').strip().rstrip('.')}"
+    return str(error).strip().rstrip(".")
+
+
+def _method(operation: str) -> str:
+    from botocore import xform_name
+
+    return str(xform_name(operation))
