@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dogbreed_ml.errors import ImageError
+from dogbreed_ml.errors import ConfigError, ImageError
 from dogbreed_ml.serve import UNSURE, Prediction
 from dogbreed_ml.transforms import decode_image
 
@@ -28,6 +28,7 @@ class PredictedImage:
     name: str
     """Path as found, or `-`."""
     data: bytes
+    """As it was sent; empty where no contact sheet is asked for, or where the file could not be read."""
     prediction: Prediction | None
     error: str | None = None
 
@@ -93,6 +94,20 @@ def _render_bar(share: float) -> str:
     eighths = round(share * _BAR_WIDTH * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(_BAR_WIDTH, "·")
+
+
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where no contact sheet can be written to `path`; a file that is there stays as it is."""
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--out must be a file that can be written, and {path} cannot ({error.strerror}); choose another one."
+        ) from error
+    if is_new:
+        path.unlink()
 
 
 def write_contact_sheet(images: Sequence[PredictedImage], path: Path) -> None:

@@ -15,7 +15,7 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.listing import IMAGE_SUFFIXES
 from dogbreed_ml.errors import ConfigError, ImageError, ServingError
 from dogbreed_ml.options import PredictOptions
-from dogbreed_ml.predictions import PredictedImage, Predictions, write_contact_sheet
+from dogbreed_ml.predictions import PredictedImage, Predictions, check_writable, write_contact_sheet
 from dogbreed_ml.serve import BATCH_SIZE, UNSURE, Prediction, Predictor
 
 logger = logging.getLogger(__name__)
@@ -33,15 +33,24 @@ Recogniser = Callable[[Sequence[bytes]], list[Prediction | ImageError]]
 
 
 def predict(options: PredictOptions, *, context: Context, stdin: BinaryIO) -> Predictions:
-    """Recognises each image; one that cannot be read is told of in its row. Raises ImageError where none can."""
+    """Recognises each image; one that cannot be read is told of in its row. Raises ImageError where none can.
+
+    Raises ConfigError where --out cannot be written, before anything is recognised.
+    """
     names = expand(options.images)
+    if options.out is not None:
+        check_writable(options.out)
     recognise = _endpoint(options.endpoint) if options.endpoint else _predictor(options, context, len(names))
     images: list[PredictedImage] = []
     with context.progress.track("predict", len(names), "images") as advance:
         for start in range(0, len(names), BATCH_SIZE):
             batch = names[start : start + BATCH_SIZE]
-            data = [stdin.read() if name == STDIN else Path(name).read_bytes() for name in batch]
-            images += [_predicted(*each) for each in zip(batch, data, recognise(data), strict=True)]
+            data = [_read(name, stdin) for name in batch]
+            found = iter(recognise([each for each in data if isinstance(each, bytes)]))
+            answers = [each if isinstance(each, ImageError) else next(found) for each in data]
+            # The bytes of all images are kept only for the contact sheet, which shows them.
+            kept = [each if options.out is not None and isinstance(each, bytes) else b"" for each in data]
+            images += [_predicted(*each) for each in zip(batch, kept, answers, strict=True)]
             advance(len(batch))
     failed = [image for image in images if image.error]
     if len(failed) == len(images):
@@ -74,6 +83,13 @@ def _expanded(pattern: str) -> list[str]:
         below = (path for path in Path(pattern).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         return sorted(str(path) for path in below if path.is_file() and not path.name.startswith("."))
     return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+
+
+def _read(name: str, stdin: BinaryIO) -> bytes | ImageError:
+    try:
+        return stdin.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        return ImageError(error.strerror or str(error))
 
 
 def _predicted(name: str, data: bytes, found: Prediction | ImageError) -> PredictedImage:
