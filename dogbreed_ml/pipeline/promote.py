@@ -13,7 +13,7 @@ from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.errors import GateError
 from dogbreed_ml.options import PromoteOptions
 from dogbreed_ml.pipeline.contenders import measure
-from dogbreed_ml.pipeline.deploy import VERDICT_TAG
+from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, VERDICT_TAG
 from dogbreed_ml.promotion import Scores, Verdict, judge
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _run_tags(promotion: Promotion) -> dict[str, str]:
     tags["promotion.reasons"] = "; ".join(promotion.verdict.reasons)
     if promotion.reason:
         tags["promotion.reason"] = promotion.reason
-    return tags | {"promotion.backend": promotion.verdict.challenger.backend}
+    return tags | {MEASURED_BACKEND_TAG: promotion.verdict.challenger.backend}
 
 
 def _metrics(verdict: Verdict) -> dict[str, float]:

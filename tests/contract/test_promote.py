@@ -17,6 +17,7 @@ from dogbreed_ml.errors import DataError, GateError, ServingError
 from dogbreed_ml.openvino_backend import capabilities
 from dogbreed_ml.options import PromoteOptions
 from dogbreed_ml.pipeline import contenders
+from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.pipeline.promote import Promotion, Return, promote
 from dogbreed_ml.policies import DeployConfig, PromotionConfig, ServingBackendName
@@ -166,7 +167,7 @@ def _assert_recorded(project: Project, refused: Promotion) -> None:
     assert (tags["promotion.verdict"], tags["promotion.run_id"]) == ("refused", refused.run_id)
     assert (tags["promotion.accuracy_top1"], tags["promotion.against"]) == ("0.375", "1")
     assert float(tags["promotion.p95_ms"]) > 0
-    assert tags["promotion.backend"] == BACKEND
+    assert tags[MEASURED_BACKEND_TAG] == BACKEND
     assert tags["promotion.reasons"].startswith("accuracy: -37.50 points")
     defender = project.tags(1)
     assert "promotion.verdict" not in defender
