@@ -476,11 +476,14 @@ def test_unsupported_operation_is_named(client: Any) -> None:
     [
         ({"other.py": "pass"}, r"ClientError: s3://.* has no train.py \(sagemaker_program\)"),
         ({"train.py": "pass", "../../evil.py": "pass"}, "ClientError: s3://.* is refused: .*outside"),
-        ({"train.py": "pass", "/tmp/evil.py": "pass"}, None),
+        ({"train.py": "pass", "{tmp_path}/evil.py": "pass"}, None),
     ],
     ids=["no-program", "tar-slip", "tar-absolute"],
 )
-def test_source_archive_stays_in_its_folder(server: LocalSageMaker, files: dict[str, str], reason: str | None) -> None:
+def test_source_archive_stays_in_its_folder(
+    server: LocalSageMaker, tmp_path: Path, files: dict[str, str], reason: str | None
+) -> None:
+    files = {name.format(tmp_path=tmp_path): code for name, code in files.items()}
     server.training.create_training_job(job_request("archive", put_source(server, files)))
     job = wait_ended(server, "archive")
     if reason is None:
@@ -488,7 +491,7 @@ def test_source_archive_stays_in_its_folder(server: LocalSageMaker, files: dict[
         assert job["TrainingJobStatus"] == "Completed"
     else:
         assert re.match(reason, job["FailureReason"])
-    assert not Path("/tmp/evil.py").exists()
+    assert not (tmp_path / "evil.py").exists()
     # os.walk and not rglob: the job's own folder may go away meanwhile.
     folders = [Path(folder) for folder, _, names in os.walk(server.root_dir) if "evil.py" in names]
     assert [folder for folder in folders if not folder.is_relative_to(server.root_dir / "jobs")] == []
