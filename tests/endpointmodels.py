@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
+from botocore.exceptions import ClientError
 
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
@@ -115,6 +116,10 @@ class Client:
             lambda names: name not in names,
         )
 
+    def pids(self, name: str) -> list[int]:
+        """The processes behind an endpoint."""
+        return [each["pid"] for each in self.server.endpoints.servers(name)]
+
     def invoke(self, name: str, body: bytes = b"", **members: Any) -> bytes:
         answer = self.runtime.invoke_endpoint(EndpointName=name, Body=body, **members)
         content: bytes = answer["Body"].read()
@@ -129,6 +134,16 @@ class Client:
             return [json.loads(line) for body in bodies for line in body.splitlines()]
 
         return wait_for(read, lambda events: len(events) >= count)
+
+
+def refused(call: Any, **params: Any) -> tuple[str, str]:
+    """Code and message of the error with which a boto3 call is refused."""
+    try:
+        call(**params)
+    except ClientError as error:
+        told = error.response["Error"]
+        return told["Code"], told["Message"]
+    raise AssertionError(f"{params} was not refused")
 
 
 def wait_for(look: Callable[[], Value], is_done: Callable[[Value], bool]) -> Value:

@@ -2,46 +2,14 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
-from endpointmodels import BUCKET, Client, serving, wait_for
+from endpointmodels import BUCKET, Client, refused, serving, wait_for
 
 from sagemaker_jobs.local.hosting import HostingSettings
-
-
-@pytest.fixture(scope="module")
-def root_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sagemaker")
-
-
-@pytest.fixture(scope="module")
-def client(root_dir: Path) -> Iterator[Client]:
-    with serving(root_dir) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def _no_endpoint_left(client: Client) -> Iterator[None]:
-    yield
-    for endpoint in client.sagemaker.list_endpoints()["Endpoints"]:
-        client.delete(endpoint["EndpointName"])
-
-
-def _pids(client: Client, name: str) -> list[int]:
-    return [each["pid"] for each in client.server.endpoints.servers(name)]
-
-
-def _refused(call: Any, **params: Any) -> tuple[str, str]:
-    with pytest.raises(ClientError) as refused:
-        call(**params)
-    error = refused.value.response["Error"]
-    return error["Code"], error["Message"]
 
 
 def test_invocation_passes_bytes_types_and_attributes_through(client: Client) -> None:
@@ -82,7 +50,7 @@ def test_variants_share_by_weight_and_are_called_by_name(client: Client) -> None
     assert 53 < answers.count(b"heavy") < 97
     assert answers.count(b"heavy") + answers.count(b"light") == 100
     assert {client.invoke("weighted", TargetVariant="light") for _ in range(5)} == {b"light"}
-    code, message = _refused(client.runtime.invoke_endpoint, EndpointName="weighted", Body=b"", TargetVariant="nobody")
+    code, message = refused(client.runtime.invoke_endpoint, EndpointName="weighted", Body=b"", TargetVariant="nobody")
     assert code == "ValidationError"
     assert "Variant nobody not found" in message
 
@@ -97,9 +65,9 @@ def transform_fn(model, body, content_type, accept):
     raise RuntimeError("broken")
 """
     client.deploy("errors", code=code)
-    with pytest.raises(client.runtime.exceptions.ModelError) as refused:
+    with pytest.raises(client.runtime.exceptions.ModelError) as caught:
         client.invoke("errors", ContentType="text/refused")
-    error = refused.value.response
+    error = caught.value.response
     assert error["ResponseMetadata"]["HTTPStatusCode"] == 424
     assert error["OriginalStatusCode"] == 422
     assert error["OriginalMessage"].startswith("not a dog")
@@ -118,7 +86,7 @@ def transform_fn(model, body, content_type, accept): return b"x" * int(accept.sp
     client.deploy("limits", code=code)
     megabytes_6 = 6 * 2**20
     assert len(client.invoke("limits", b"x" * megabytes_6, Accept=f"n/{megabytes_6}")) == megabytes_6
-    code_and_message = _refused(client.runtime.invoke_endpoint, EndpointName="limits", Body=b"x" * (megabytes_6 + 1))
+    code_and_message = refused(client.runtime.invoke_endpoint, EndpointName="limits", Body=b"x" * (megabytes_6 + 1))
     assert code_and_message[0] == "ValidationError"
     assert "length less than or equal to 6291456" in code_and_message[1]
     with pytest.raises(client.runtime.exceptions.ModelError, match="The response is larger than 6291456 bytes"):
@@ -188,7 +156,7 @@ def test_fifty_invocations_at_once_are_all_answered(client: Client) -> None:
     client.create_config("many", "many", InitialInstanceCount=2)
     client.sagemaker.create_endpoint(EndpointName="many", EndpointConfigName="many")
     client.settled("many")
-    assert len(set(_pids(client, "many"))) == 2
+    assert len(set(client.pids("many"))) == 2
     start = threading.Barrier(50)
 
     def call() -> bytes:
@@ -229,6 +197,6 @@ def transform_fn(model, body, content_type, accept): time.sleep(2)
         client.deploy("sleepy", code=code)
         with pytest.raises(client.runtime.exceptions.ModelError, match="Your invocation timed out while waiting"):
             client.invoke("sleepy")
-        code, message = _refused(client.sagemaker.create_endpoint, EndpointName="two", EndpointConfigName="sleepy")
+        code, message = refused(client.sagemaker.create_endpoint, EndpointName="two", EndpointConfigName="sleepy")
         assert code == "ResourceLimitExceeded"
         assert "'ml.m5.large for endpoint usage' is 1 Instances" in message

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from endpointmodels import Client, serving, wait_for
+from endpointmodels import Client, wait_for
 
 from sagemaker_jobs.local.shapes import check_answer
 
@@ -17,23 +17,6 @@ FAILING = """
 def model_fn(model_dir): return None
 def transform_fn(model, body, content_type, accept): raise RuntimeError("worse than before")
 """
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with serving(tmp_path_factory.mktemp("sagemaker")) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def _no_endpoint_left(client: Client) -> Iterator[None]:
-    yield
-    for endpoint in client.sagemaker.list_endpoints()["Endpoints"]:
-        client.delete(endpoint["EndpointName"])
-
-
-def _pids(client: Client, name: str) -> list[int]:
-    return [each["pid"] for each in client.server.endpoints.servers(name)]
 
 
 def _prepare(client: Client, name: str, *, answer: str, **options: Any) -> None:
@@ -90,7 +73,7 @@ def _when(condition: Callable[[], bool]) -> None:
 def test_update_all_at_once_answers_every_call(client: Client) -> None:
     client.deploy("swap", answer="blue")
     _prepare(client, "swap-2", answer="green")
-    before = _pids(client, "swap")
+    before = client.pids("swap")
     with _callers(client, "swap") as seen:
         _when(lambda: seen["blue"] > 5)
         client.sagemaker.update_endpoint(EndpointName="swap", EndpointConfigName="swap-2")
@@ -133,7 +116,7 @@ def test_alarm_rolls_the_update_back(client: Client) -> None:
     client.deploy("alarmed", answer="blue")
     _prepare(client, "alarmed-2", answer="", code=FAILING)
     _put_alarm(client, "alarmed-5xx", "alarmed")
-    before = _pids(client, "alarmed")
+    before = client.pids("alarmed")
     with _callers(client, "alarmed") as seen:
         _when(lambda: seen["blue"] > 5)
         client.sagemaker.update_endpoint(
@@ -153,7 +136,7 @@ def test_alarm_rolls_the_update_back(client: Client) -> None:
     assert "PendingDeploymentSummary" not in description
     alarm = client.cloudwatch.describe_alarms(AlarmNames=["alarmed-5xx"])["MetricAlarms"][0]
     assert alarm["StateValue"] == "ALARM"
-    assert _pids(client, "alarmed") == before
+    assert client.pids("alarmed") == before
     answer = client.server.endpoints.describe_endpoint({"EndpointName": "alarmed"})
     check_answer("sagemaker", "DescribeEndpoint", answer)
 
@@ -187,7 +170,7 @@ def test_alarm_that_stays_silent_lets_the_update_through(client: Client) -> None
 def test_fleet_that_does_not_come_up_leaves_the_one_before(client: Client) -> None:
     client.deploy("stays", answer="blue")
     _prepare(client, "stays-2", answer="", code="def model_fn(model_dir):\n    raise OSError('no such weights')")
-    before = _pids(client, "stays")
+    before = client.pids("stays")
     with _callers(client, "stays") as seen:
         client.sagemaker.update_endpoint(EndpointName="stays", EndpointConfigName="stays-2")
         description = client.settled("stays")
@@ -195,7 +178,7 @@ def test_fleet_that_does_not_come_up_leaves_the_one_before(client: Client) -> No
     assert set(seen) == {"blue"}
     assert (description["EndpointStatus"], description["EndpointConfigName"]) == ("InService", "stays")
     assert "no such weights" in description["FailureReason"]
-    assert _pids(client, "stays") == before
+    assert client.pids("stays") == before
     # The next update starts afresh.
     _prepare(client, "stays-3", answer="green")
     client.sagemaker.update_endpoint(EndpointName="stays", EndpointConfigName="stays-3")
@@ -210,14 +193,14 @@ def test_endpoint_may_be_deleted_while_it_bakes(client: Client) -> None:
         EndpointName="baking", EndpointConfigName="baking-2", DeploymentConfig=_policy(end_wait_s=600)
     )
     _when(lambda: client.invoke("baking") == b"green")
-    before = _pids(client, "baking")
+    before = client.pids("baking")
     with pytest.raises(ClientError, match=r"Cannot update endpoint .* in status Updating"):
         client.sagemaker.update_endpoint(EndpointName="baking", EndpointConfigName="baking-2")
     client.delete("baking")
     assert not any(psutil.pid_exists(pid) for pid in before)
 
 
-def test_alarm_that_is_unknown_or_not_evaluated_is_refused(client: Client) -> None:
+def test_alarm_that_is_unknown_or_not_evaluated_isrefused(client: Client) -> None:
     client.deploy("refused", answer="blue")
     update = {"EndpointName": "refused", "EndpointConfigName": "refused"}
     with pytest.raises(ClientError, match="The alarm refused-p99 of AutoRollbackConfiguration does not exist"):
@@ -266,4 +249,4 @@ def test_update_may_retain_the_variants_properties_and_the_deployment_config(cli
     assert description["LastDeploymentConfig"] == policy
     client.sagemaker.update_endpoint(EndpointName="kept", EndpointConfigName="kept-2")
     assert client.settled("kept")["ProductionVariants"][0]["CurrentInstanceCount"] == 1
-    assert len(_pids(client, "kept")) == 1
+    assert len(client.pids("kept")) == 1

@@ -5,47 +5,16 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import boto3
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from endpointmodels import BUCKET, ECHO, FAST, PYTORCH, ROLE, Client, pack, serving, wait_for
+from endpointmodels import BUCKET, ECHO, FAST, PYTORCH, ROLE, Client, pack, refused, serving, wait_for
 
 from sagemaker_jobs.local.shapes import check_answer
-
-
-@pytest.fixture(scope="module")
-def root_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sagemaker")
-
-
-@pytest.fixture(scope="module")
-def client(root_dir: Path) -> Iterator[Client]:
-    with serving(root_dir) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def _no_endpoint_left(client: Client) -> Iterator[None]:
-    yield
-    for endpoint in client.sagemaker.list_endpoints()["Endpoints"]:
-        client.delete(endpoint["EndpointName"])
-
-
-def _pids(client: Client, name: str) -> list[int]:
-    return [each["pid"] for each in client.server.endpoints.servers(name)]
-
-
-def _refused(call: Any, **params: Any) -> tuple[str, str]:
-    with pytest.raises(ClientError) as refused:
-        call(**params)
-    error = refused.value.response["Error"]
-    return error["Code"], error["Message"]
 
 
 def test_endpoint_is_created_described_listed_invoked_and_deleted(client: Client) -> None:
@@ -65,11 +34,11 @@ def test_endpoint_is_created_described_listed_invoked_and_deleted(client: Client
     assert client.sagemaker.list_endpoints(StatusEquals="InService")["Endpoints"][0]["EndpointName"] == "whole"
     assert client.sagemaker.list_endpoints(StatusEquals="Failed")["Endpoints"] == []
     assert client.invoke("whole") == b"whole"
-    pids = _pids(client, "whole")
+    pids = client.pids("whole")
     assert all(psutil.pid_exists(pid) for pid in pids)
     client.delete("whole")
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert _refused(client.runtime.invoke_endpoint, EndpointName="whole", Body=b"") == (
+    assert refused(client.runtime.invoke_endpoint, EndpointName="whole", Body=b"") == (
         "ValidationError",
         "Endpoint whole of account 123456789012 not found.",
     )
@@ -83,8 +52,8 @@ def test_broken_model_fails_the_endpoint_with_its_last_words(client: Client) -> 
     assert description["EndpointStatus"] == "Failed"
     assert "production variant broken did not pass the ping health check" in description["FailureReason"]
     assert "no weights here" in description["FailureReason"]
-    assert _pids(client, "broken") == []
-    assert _refused(client.runtime.invoke_endpoint, EndpointName="broken", Body=b"")[0] == "ValidationError"
+    assert client.pids("broken") == []
+    assert refused(client.runtime.invoke_endpoint, EndpointName="broken", Body=b"")[0] == "ValidationError"
 
 
 @pytest.mark.parametrize(
@@ -129,26 +98,26 @@ def test_requests_are_refused_in_awss_words(client: Client) -> None:
     client.create_config("words", "words")
     arn = "arn:aws:sagemaker:us-west-2:123456789012"
     invalid = "ValidationException"
-    assert _refused(sagemaker.describe_model, ModelName="gone") == (
+    assert refused(sagemaker.describe_model, ModelName="gone") == (
         invalid,
         f'Could not find model "{arn}:model/gone".',
     )
-    assert _refused(sagemaker.delete_endpoint_config, EndpointConfigName="gone") == (
+    assert refused(sagemaker.delete_endpoint_config, EndpointConfigName="gone") == (
         invalid,
         f'Could not find endpoint configuration "{arn}:endpoint-config/gone".',
     )
     for call in (sagemaker.describe_endpoint, sagemaker.delete_endpoint):
-        assert _refused(call, EndpointName="gone") == (invalid, f'Could not find endpoint "{arn}:endpoint/gone".')
-    assert _refused(sagemaker.create_endpoint, EndpointName="e", EndpointConfigName="gone")[0] == invalid
+        assert refused(call, EndpointName="gone") == (invalid, f'Could not find endpoint "{arn}:endpoint/gone".')
+    assert refused(sagemaker.create_endpoint, EndpointName="e", EndpointConfigName="gone")[0] == invalid
     container = {"Image": PYTORCH, "ModelDataUrl": f"s3://{BUCKET}/x"}
-    assert _refused(sagemaker.create_model, ModelName="words", PrimaryContainer=container, ExecutionRoleArn=ROLE) == (
+    assert refused(sagemaker.create_model, ModelName="words", PrimaryContainer=container, ExecutionRoleArn=ROLE) == (
         invalid,
         f'Cannot create already existing model "{arn}:model/words".',
     )
-    code, message = _refused(sagemaker.create_endpoint, EndpointName="-bad-", EndpointConfigName="words")
+    code, message = refused(sagemaker.create_endpoint, EndpointName="-bad-", EndpointConfigName="words")
     assert code == invalid
     assert message.startswith("1 validation error detected: Value '-bad-' at 'endpointName' failed to satisfy")
-    code, message = _refused(
+    code, message = refused(
         sagemaker.create_model,
         ModelName="other",
         PrimaryContainer={**container, "Image": "1.dkr.ecr.us-west-2.amazonaws.com/xgboost:1"},
@@ -160,13 +129,13 @@ def test_requests_are_refused_in_awss_words(client: Client) -> None:
 def test_operations_of_the_second_slice_are_refused_by_name(client: Client) -> None:
     client.deploy("second")
     weights = [{"VariantName": "second", "DesiredWeight": 2.0}]
-    code, message = _refused(
+    code, message = refused(
         client.sagemaker.update_endpoint_weights_and_capacities,
         EndpointName="second",
         DesiredWeightsAndCapacities=weights,
     )
     assert (code, "UpdateEndpointWeightsAndCapacities" in message) == ("ValidationException", True)
-    code, message = _refused(
+    code, message = refused(
         client.runtime.invoke_endpoint_async, EndpointName="second", InputLocation=f"s3://{BUCKET}/x"
     )
     assert (code, "InvokeEndpointAsync" in message) == ("ValidationException", True)
@@ -174,7 +143,7 @@ def test_operations_of_the_second_slice_are_refused_by_name(client: Client) -> N
 
 def test_killed_process_is_started_again(client: Client) -> None:
     client.deploy("killed")
-    (pid,) = _pids(client, "killed")
+    (pid,) = client.pids("killed")
     os.kill(pid, signal.SIGKILL)
     errors = set()
 
@@ -186,7 +155,7 @@ def test_killed_process_is_started_again(client: Client) -> None:
             return None
 
     # The process may still be dying when the first answer comes.
-    wait_for(lambda: _pids(client, "killed"), lambda pids: pids not in ([pid], [None]))
+    wait_for(lambda: client.pids("killed"), lambda pids: pids not in ([pid], [None]))
     assert wait_for(call, bool) == b"killed"
     assert errors <= {"ModelError", "ServiceUnavailable"}
     assert client.sagemaker.describe_endpoint(EndpointName="killed")["EndpointStatus"] == "InService"
@@ -197,7 +166,7 @@ def test_endpoint_may_be_deleted_while_it_is_created(client: Client) -> None:
     client.create_config("slow", "slow")
     client.sagemaker.create_endpoint(EndpointName="slow", EndpointConfigName="slow")
     assert client.sagemaker.describe_endpoint(EndpointName="slow")["EndpointStatus"] == "Creating"
-    code, _ = _refused(client.sagemaker.update_endpoint, EndpointName="slow", EndpointConfigName="slow")
+    code, _ = refused(client.sagemaker.update_endpoint, EndpointName="slow", EndpointConfigName="slow")
     assert code == "ValidationException"
     client.delete("slow")
     assert not [each for each in psutil.Process().children(recursive=True) if "handlers.py" in " ".join(each.cmdline())]
@@ -206,7 +175,7 @@ def test_endpoint_may_be_deleted_while_it_is_created(client: Client) -> None:
 def test_server_that_ends_leaves_no_process_and_a_failed_endpoint(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         client.deploy("orphan")
-        (pid,) = _pids(client, "orphan")
+        (pid,) = client.pids("orphan")
     assert not psutil.pid_exists(pid)
     with serving(tmp_path, hosting=FAST) as client:
         description = client.sagemaker.describe_endpoint(EndpointName="orphan")
@@ -276,7 +245,7 @@ def test_scaling_policy_is_stored_and_not_acted_on(client: Client) -> None:
     policies = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     scaling.close()
     assert [policy["PolicyName"] for policy in policies] == ["busy"]
-    assert len(_pids(client, "scaled")) == 1
+    assert len(client.pids("scaled")) == 1
 
 
 def test_endpoint_configs_are_listed_in_pages(client: Client) -> None:
@@ -325,4 +294,4 @@ def test_one_of_fifty_creations_at_once_gets_the_name(client: Client) -> None:
     assert answers.count("created") == 1
     assert sum("Cannot create already existing endpoint" in answer for answer in answers) == 49
     client.settled("contested")
-    assert len(_pids(client, "contested")) == 1
+    assert len(client.pids("contested")) == 1
