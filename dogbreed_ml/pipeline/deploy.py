@@ -15,8 +15,6 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.errors import GateError, ServingError
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.endpoints import (
-    ENDPOINT_TAG,
-    UNTIL_TAG,
     Endpoint,
     describe_process,
     endpoints_dir,
@@ -25,7 +23,6 @@ from dogbreed_ml.pipeline.endpoints import (
     remember,
 )
 from dogbreed_ml.policies import DeployConfig, ServingBackendName
-from dogbreed_ml.provenance import user_name
 from dogbreed_ml.server.process import ServerProcess, launch
 from dogbreed_ml.server.runner import bind
 from dogbreed_ml.server.settings import LOOPBACK, ServerSettings
@@ -40,10 +37,6 @@ VERDICT_TAG = "promotion.verdict"
 """What `dogbreed promote` leaves on a version: passed, refused or forced."""
 
 MEASURED_BACKEND_TAG = "promotion.backend"
-BACKEND_TAG = "serving.backend"
-SINCE_TAG = "serving.since"
-BY_TAG = "serving.by"
-UNMEASURED_TAG = "serving.unmeasured_reason"
 
 
 @dataclass(frozen=True)
@@ -93,11 +86,11 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
     from dogbreed_ml.registry import resolve_version
     from dogbreed_ml.tracking import Tracker
 
-    with Tracker.open(
-        project_dir=context.project_dir, config=config.tracking, environment=context.environment
-    ) as tracker:
+    # An event's run lasts a moment.
+    tracking = replace(config.tracking, system_metrics=False)
+    with Tracker.open(project_dir=context.project_dir, config=tracking, environment=context.environment) as tracker:
         version = resolve_version(tracker, config.registered_model_name, options.version)
-        _require_verdict(version, options)
+        require_verdict(version, options)
         with _started(version, config, options, tracker=tracker, context=context) as (endpoint, server):
             if options.detach:
                 _record(tracker, version, endpoint, options)
@@ -113,12 +106,13 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
                 # Not an interruption of the work, but its end.
                 logger.info("stopping; what is in flight is answered first")
                 server.stop()
-                record_end(tracker, endpoint)
+                record_end(tracker, endpoint, action="ended")
                 return Deployment(endpoint, server.startup_s, is_running=False)
             raise ServingError(f"The server ended by itself with status {status}; the lines above say why.")
 
 
-def _require_verdict(version: "ModelVersion", options: DeployOptions) -> None:
+def require_verdict(version: "ModelVersion", options: DeployOptions) -> None:
+    """GateError for a version that nobody measured, unless --unmeasured says that this is meant."""
     verdict = version.tags.get(VERDICT_TAG)
     if verdict is None and not options.unmeasured:
         raise GateError(
@@ -211,15 +205,12 @@ def _copy_model(version: "ModelVersion", model_dir: Path, *, tracker: "Tracker")
 
 
 def _record(tracker: "Tracker", version: "ModelVersion", endpoint: Endpoint, options: DeployOptions) -> None:
-    from dogbreed_ml.registry import set_version_tags
+    from dogbreed_ml.deployments import mark_live, recorded
 
-    tags = {
-        BACKEND_TAG: endpoint.backend,
-        ENDPOINT_TAG: endpoint.name,
-        SINCE_TAG: endpoint.deployed_at,
-        UNTIL_TAG: "",
-        BY_TAG: user_name(),
-    }
-    if options.unmeasured and options.reason is not None:
-        tags[UNMEASURED_TAG] = options.reason
-    set_version_tags(tracker, version, tags)
+    reason = options.reason if options.unmeasured else None
+    with recorded(tracker, "deploy", target="local", endpoint=endpoint.name, version=version, why=reason) as event:
+        event.note(backend=endpoint.backend)
+        mark_live(
+            tracker, version, endpoint=endpoint.name, backend=endpoint.backend, since=endpoint.deployed_at,
+            unmeasured_reason=reason,
+        )  # fmt: skip

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from dogbreed_ml.tracking import Tracker
 
 logger = logging.getLogger(__name__)
-
-ENDPOINT_TAG = "serving.endpoint"
-UNTIL_TAG = "serving.until"
-"""Empty while it is served, or where the server was killed."""
 
 _STORE_RETRY_S = 5.0
 
@@ -82,7 +77,7 @@ class EndpointList:
     endpoints: tuple[tuple[Endpoint, Health], ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        return [asdict(endpoint) | {"health": health} for endpoint, health in self.endpoints]
+        return [asdict(endpoint) | {"target": "local", "health": health} for endpoint, health in self.endpoints]
 
     def render(self) -> str:
         if not self.endpoints:
@@ -120,7 +115,7 @@ def delete(options: DeleteOptions, *, context: Context) -> Deletion:
     """Lets the server answer what is in flight, ends it, and removes its files; ServingError where there is none."""
     folder = endpoints_dir(context)
     path = folder / f"{options.name}.json"
-    if path.parent != folder or not path.is_file():
+    if not has_endpoint(options.name, context=context):
         known = ", ".join(sorted(each.stem for each in folder.glob("*.json"))) or "none"
         raise ServingError(f"There is no endpoint {options.name!r} here; there are: {known}.")
     endpoint = _load(path)
@@ -132,6 +127,13 @@ def delete(options: DeleteOptions, *, context: Context) -> Deletion:
     _tell_store(endpoint)
     forget(endpoint, context=context)
     return Deletion(endpoint.name, had_ended)
+
+
+def has_endpoint(name: str, *, context: Context) -> bool:
+    """Whether an endpoint of that name has a file here."""
+    folder = endpoints_dir(context)
+    path = folder / f"{name}.json"
+    return path.parent == folder and path.is_file()
 
 
 def endpoints_dir(context: Context) -> Path:
@@ -152,13 +154,15 @@ def forget(endpoint: Endpoint, *, context: Context) -> None:
     (endpoints_dir(context) / f"{endpoint.name}.json").unlink(missing_ok=True)
 
 
-def record_end(tracker: "Tracker", endpoint: Endpoint) -> None:
-    """Notes on the version until when it was served, unless another endpoint has served it since."""
-    from dogbreed_ml.registry import load_version, set_version_tags
+def record_end(tracker: "Tracker", endpoint: Endpoint, *, action: Literal["delete", "ended"]) -> None:
+    """The end as an event, and with the version until when it was served."""
+    from dogbreed_ml.deployments import mark_ended, recorded
+    from dogbreed_ml.registry import load_version
 
     version = load_version(tracker, endpoint.model, endpoint.version)
-    if version.tags.get(ENDPOINT_TAG) == endpoint.name:
-        set_version_tags(tracker, version, {UNTIL_TAG: datetime.now(UTC).isoformat(timespec="seconds")})
+    with recorded(tracker, action, target="local", endpoint=endpoint.name, version=version) as event:
+        event.note(backend=endpoint.backend)
+        mark_ended(tracker, endpoint.model, endpoint.version, endpoint=endpoint.name)
 
 
 def _tell_store(endpoint: Endpoint) -> None:
@@ -166,8 +170,9 @@ def _tell_store(endpoint: Endpoint) -> None:
     from dogbreed_ml.tracking import Tracker
 
     try:
-        with Tracker.attach(endpoint.tracking_uri, config=TrackingConfig(retry_s=_STORE_RETRY_S)) as tracker:
-            record_end(tracker, endpoint)
+        config = TrackingConfig(retry_s=_STORE_RETRY_S, system_metrics=False)
+        with Tracker.attach(endpoint.tracking_uri, config=config) as tracker:
+            record_end(tracker, endpoint, action="delete")
     except TrackingError as error:
         logger.warning("The end of %s is not noted with the model version: %s", endpoint.name, error)
 

@@ -1,4 +1,4 @@
-"""`dogbreed history`: what was champion when and why, and what the gate said, from MLflow alone."""
+"""`dogbreed history`: what was champion when, what the gate said, and what was live where, from MLflow alone."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.pipeline.deploy import BACKEND_TAG, BY_TAG, SINCE_TAG, UNMEASURED_TAG, VERDICT_TAG
-from dogbreed_ml.pipeline.endpoints import ENDPOINT_TAG, UNTIL_TAG
+from dogbreed_ml.pipeline.deploy import VERDICT_TAG
 from dogbreed_ml.summaries import render_table
 
 if TYPE_CHECKING:
-    from dogbreed_ml.registry import ModelVersion
+    from dogbreed_ml.deployments import DeploymentEvent
     from dogbreed_ml.reigns import Reign
     from dogbreed_ml.tracking import Tracker
 
-_REASONS_WIDTH = 80
+_REASONS_WIDTH, _DETAILS_WIDTH = 80, 140
 
 
 @dataclass(frozen=True)
@@ -36,30 +35,14 @@ class GateRecord:
 
 
 @dataclass(frozen=True)
-class DeploymentRecord:
-    """The last time that a version was served, as its tags tell it."""
-
-    version: int
-    endpoint: str
-    backend: str
-    since: str
-    """ISO 8601, UTC."""
-    until: str | None
-    """None while it runs, or where its end was not seen."""
-    by: str
-    unmeasured_reason: str | None
-    """Why it was served without a verdict."""
-
-
-@dataclass(frozen=True)
 class History:
-    """The reigns of a model's champions, the gate's verdicts and what was served, oldest first."""
+    """The reigns of a model's champions, the gate's verdicts and the events of its endpoints, oldest first."""
 
     model: str
     champion: int | None
     reigns: "tuple[Reign, ...]"
     verdicts: tuple[GateRecord, ...]
-    deployments: tuple[DeploymentRecord, ...] = ()
+    deployments: "tuple[DeploymentEvent, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,7 +50,7 @@ class History:
             "champion": self.champion,
             "reigns": [reign.to_dict() for reign in self.reigns],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
-            "deployments": [asdict(deployment) for deployment in self.deployments],
+            "deployments": [event.to_dict() for event in self.deployments],
         }
 
     def render(self) -> str:
@@ -80,9 +63,15 @@ class History:
             heads = ("gate", "version", "against", "verdict", "run", "reasons")
             lines += ["", *render_table(heads, [_verdict_row(verdict) for verdict in self.verdicts])]
         if self.deployments:
-            heads = ("version", "served from", "to", "endpoint", "back end", "by", "unmeasured because")
-            lines += ["", *render_table(heads, [_deployment_row(deployment) for deployment in self.deployments])]
+            heads = ("time", "event", "version", "endpoint", "by", "what")
+            lines += ["", *render_table(heads, self._timeline())]
         return "\n".join(lines)
+
+    def _timeline(self) -> list[tuple[str, ...]]:
+        """Champions and endpoints in one line of time."""
+        rows = [(reign.since, _champion_row(reign)) for reign in self.reigns if reign.since is not None]
+        rows += [(datetime.fromisoformat(event.time), _event_row(event)) for event in self.deployments]
+        return [row for _, row in sorted(rows, key=lambda each: each[0])]
 
     def _reign_row(self, reign: "Reign") -> tuple[str, ...]:
         figures = reign.figures or {}
@@ -101,8 +90,9 @@ class History:
 
 
 def list_history(config: ExperimentConfig, *, context: Context) -> History:
-    """Reads the registry's reigns and the experiment's gate runs; writes nothing."""
-    from dogbreed_ml.registry import CHAMPION, find_alias, list_versions
+    """Reads the registry's reigns and the experiment's runs of the gate and of deployments; writes nothing."""
+    from dogbreed_ml.deployments import list_events
+    from dogbreed_ml.registry import CHAMPION, find_alias
     from dogbreed_ml.reigns import list_reigns
     from dogbreed_ml.tracking import Tracker
 
@@ -116,7 +106,7 @@ def list_history(config: ExperimentConfig, *, context: Context) -> History:
             champion=None if champion is None else champion.version,
             reigns=tuple(list_reigns(tracker, name)),
             verdicts=tuple(each for each in _verdicts(tracker, config.name) if each.model == name),
-            deployments=_deployments(list_versions(tracker, name)),
+            deployments=tuple(list_events(tracker, name)),
         )
 
 
@@ -139,27 +129,21 @@ def _record(run: Any) -> GateRecord:
     )
 
 
-def _deployments(versions: "list[ModelVersion]") -> tuple[DeploymentRecord, ...]:
-    served = [version for version in versions if SINCE_TAG in version.tags]
-    return tuple(
-        DeploymentRecord(
-            version=version.version,
-            endpoint=version.tags[ENDPOINT_TAG],
-            backend=version.tags[BACKEND_TAG],
-            since=version.tags[SINCE_TAG],
-            until=version.tags.get(UNTIL_TAG) or None,
-            by=version.tags[BY_TAG],
-            unmeasured_reason=version.tags.get(UNMEASURED_TAG),
-        )
-        for version in sorted(served, key=lambda each: each.tags[SINCE_TAG])
-    )
+def _champion_row(reign: "Reign") -> tuple[str, ...]:
+    since = _render_time(reign.since) if reign.since else "unknown"
+    return (since, "champion", str(reign.version), "", reign.by or "-", reign.reason or reign.ground)
 
 
-def _deployment_row(deployment: DeploymentRecord) -> tuple[str, ...]:
-    since = _render_time(datetime.fromisoformat(deployment.since))
-    until = _render_time(datetime.fromisoformat(deployment.until)) if deployment.until else "open"
-    told = (deployment.endpoint, deployment.backend, deployment.by, deployment.unmeasured_reason or "")
-    return (str(deployment.version), since, until, *told)
+def _event_row(event: "DeploymentEvent") -> tuple[str, ...]:
+    what = event.action if event.is_done else f"{event.action}: {event.outcome}"
+    told = [event.target, event.endpoint_config or event.backend]
+    told += [f"in place of {event.replaced_config}"] if event.replaced_config else []
+    told += [f"smoke test {event.smoke}"] if event.smoke else []
+    told += [f"may still be live: {event.left}"] if event.left else []
+    told += [event.why]
+    details = shorten("; ".join(each for each in told if each), _DETAILS_WIDTH, placeholder=" ...")
+    time = _render_time(datetime.fromisoformat(event.time))
+    return (time, what, str(event.version), event.endpoint, event.by, details)
 
 
 def _verdict_row(verdict: GateRecord) -> tuple[str, ...]:

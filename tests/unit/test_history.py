@@ -2,8 +2,10 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from dogbreed_ml.pipeline.history import DeploymentRecord, GateRecord, History
+from dogbreed_ml.deployments import DeploymentEvent
+from dogbreed_ml.pipeline.history import GateRecord, History
 from dogbreed_ml.reigns import Reign
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -49,22 +51,47 @@ def test_history_tells_what_it_cannot_know() -> None:
     assert gone[4].split()[3] == "unknown"
 
 
-def test_history_shows_verdicts_and_deployments() -> None:
-    deployment = DeploymentRecord(2, "dogs-8080", "openvino-int8", START.isoformat(), None, "ann", "a demo")
-    history = History("dogs-resnet50", 2, REIGNS, (VERDICT,), (deployment,))
-    lines = history.render().splitlines()
+def event(action: str, *, minutes: int, **fields: Any) -> DeploymentEvent:
+    return DeploymentEvent(
+        **{
+            "time": (START + timedelta(minutes=minutes)).isoformat(),
+            "action": action,
+            "outcome": "done",
+            "target": "sagemaker",
+            "endpoint": "dogs",
+            "model": "dogs-resnet50",
+            "version": 2,
+            "by": "ann",
+            "run_id": "r3",
+            **fields,
+        }
+    )
+
+
+def test_history_shows_models_and_endpoints_in_one_line_of_time() -> None:
+    local = event("deploy", minutes=5, target="local", endpoint="dogs-8080", backend="openvino-int8", why="a demo")
+    update = event("update", minutes=9000, endpoint_config="dogs-v2-b", replaced_config="dogs-v1-a", smoke="passed")
+    failed = event("deploy", minutes=9001, outcome="interrupted", left="dogs")
+    lines = History("dogs-resnet50", 2, REIGNS, (VERDICT,), (local, update, failed)).render().splitlines()
     verdict = next(line for line in lines if "0123456789abcdef" in line)
     assert verdict.startswith("2026-11-23 10:00:05Z  2        1        refused (dry run)")
     assert verdict.endswith("...")
     assert len(verdict) < 160
-    assert _squeezed(lines[-1]) == "2 2026-11-21 10:00:00Z open dogs-8080 openvino-int8 ann a demo"
+    assert [_squeezed(line) for line in lines[-5:]] == [
+        "2026-11-21 10:00:00Z champion 1 ann passed",
+        "2026-11-21 10:05:00Z deploy 2 dogs-8080 ann local; openvino-int8; a demo",
+        "2026-11-23 10:00:05Z champion 2 bob the fair is tomorrow",
+        "2026-11-27 16:00:00Z update 2 dogs ann sagemaker; dogs-v2-b; in place of dogs-v1-a; smoke test passed",
+        "2026-11-27 16:01:00Z deploy: interrupted 2 dogs ann sagemaker; may still be live: dogs",
+    ]
 
 
 def test_history_is_plain_json_with_all_that_it_knows() -> None:
-    deployment = DeploymentRecord(2, "dogs-8080", "torch-bf16", START.isoformat(), LATER.isoformat(), "ann", None)
-    told = json.loads(json.dumps(History("dogs-resnet50", 2, REIGNS, (VERDICT,), (deployment,)).to_dict()))
+    deployed = event("deploy", minutes=0, endpoint_config="dogs-v2-b")
+    told = json.loads(json.dumps(History("dogs-resnet50", 2, REIGNS, (VERDICT,), (deployed,)).to_dict()))
     assert (told["model"], told["champion"]) == ("dogs-resnet50", 2)
     assert told["reigns"][1]["reason"] == "the fair is tomorrow"
     assert told["reigns"][0]["until"] == told["reigns"][1]["since"] == LATER.isoformat()
     assert told["verdicts"][0]["reasons"] == VERDICT.reasons
-    assert told["deployments"][0]["until"] == LATER.isoformat()
+    assert told["deployments"][0]["endpoint_config"] == "dogs-v2-b"
+    assert told["deployments"][0]["outcome"] == "done"
