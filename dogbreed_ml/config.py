@@ -24,6 +24,9 @@ Augmentation = Literal["none", "flip", "flip_crop", "randaugment"]
 BackendName = Literal["auto", "torch-fp32", "torch-bf16", "torch-amp", "openvino-fp32", "openvino-bf16"]
 SplitName = Literal["train", "valid", "test"]
 
+NOT_RECORDED = "(not recorded)"
+"""Stands for the value of an environment variable."""
+
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9](-?[A-Za-z0-9])*")
 
 
@@ -445,6 +448,12 @@ def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> Experime
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Nested plain values, ready for YAML or JSON; ExperimentConfig's own constructor order."""
     return dataclasses.asdict(config)
+
+
+def without_secrets(config: ExperimentConfig) -> ExperimentConfig:
+    """The config as it may be recorded: of sagemaker.environment the names alone."""
+    hidden = dict.fromkeys(config.sagemaker.environment, NOT_RECORDED)
+    return dataclasses.replace(config, sagemaker=dataclasses.replace(config.sagemaker, environment=hidden))
 
 
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import numpy as np
@@ -184,6 +184,17 @@ class FeatureStore:
             key = _key(ordered, prefix, preprocessing, views, backend.name)
             return self._compute(key, backend, ordered, preprocessing, views)
 
+    def has_table(
+        self, samples: Sequence[Sample], prefix: FrozenPrefix, preprocessing: Preprocessing, *, views: Views = PLAIN
+    ) -> bool:
+        """Whether `table` would find these features here and make no forward pass."""
+        name = self._known_backend(prefix, preprocessing)
+        if name is None:
+            return False
+        by_digest = {sample.digest: sample for sample in samples}
+        ordered = [by_digest[digest] for digest in sorted(by_digest)]
+        return (self.dir / _key(ordered, prefix, preprocessing, views, name) / TABLE_FILE).is_file()
+
     def clear(self) -> int:
         """Deletes every table and returns the bytes freed."""
         if not self.dir.is_dir():
@@ -281,6 +292,9 @@ class FeatureStore:
         if verify and _checksum(values) != meta["checksum"]:
             self._discard(folder, "does not match its checksum")
             return None
+        if "key" not in meta:
+            # Tables of before 2026-11-21 are known by their folder's name alone, which a copy may lose.
+            write_whole(folder / TABLE_FILE, json.dumps(meta | {"key": key}, indent=2))
         rows = {sample.digest: row for row, sample in enumerate(samples)}
         return FeatureTable(values, rows, views.num, meta["backend"], True, meta["images_per_s"], key)
 
@@ -321,6 +335,7 @@ class FeatureStore:
         images_per_s = round(num_rows / (perf_counter() - start), 1)
         meta = {
             "format_version": FORMAT_VERSION,
+            "key": key,
             "backend": backend.name,
             "images_per_s": images_per_s,
             "checksum": checksum,
@@ -335,6 +350,25 @@ class FeatureStore:
         return FeatureTable(
             table.values, table.rows, views.num, backend.name, cached=False, images_per_s=images_per_s, key=key
         )
+
+
+def adopt_table(folder: Path, features_dir: Path) -> BackendName | None:
+    """Makes a table that was computed elsewhere known in `features_dir`, by links; its back end, None for no table.
+
+    Whether it fits is for its key to say, as of any other.
+    """
+    try:
+        meta = json.loads((folder / TABLE_FILE).read_text())
+        key, backend = str(meta["key"]), meta["backend"]
+    except (FileNotFoundError, KeyError, ValueError):
+        return None
+    target = features_dir / key
+    # A folder of links, not a link: a damaged table is removed, and that must not reach the original.
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (FEATURES_FILE, TABLE_FILE):
+        if not (target / name).exists():
+            (target / name).symlink_to((folder / name).resolve())
+    return cast(BackendName, backend)
 
 
 def _key(

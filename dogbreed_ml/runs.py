@@ -17,7 +17,7 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.tracking import MlflowClient
 
-from dogbreed_ml.config import ExperimentConfig, SplitName, flatten, to_dict
+from dogbreed_ml.config import ExperimentConfig, SplitName, flatten, to_dict, without_secrets
 from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import environment_tags
 from dogbreed_ml.runwriter import Outbox, RunWriter
@@ -102,8 +102,9 @@ class Run:
         """Logs every leaf field as a param by its dotted name, and the whole as config.yaml.
 
         MLflow's params cannot change: where a resumed run has another value (num_trials may grow), the new one
-        becomes the tag `resumed.<name>`.
+        becomes the tag `resumed.<name>`. Values of sagemaker.environment, which may be passwords, stay out.
         """
+        config = without_secrets(config)
         params = {name: _render(value) for name, value in flatten(config).items()}
         changed = {name: value for name, value in params.items() if self._known_params.get(name, value) != value}
         self.log_params({name: value for name, value in params.items() if name not in changed})
@@ -125,13 +126,13 @@ class Run:
         self._put(lambda outbox: outbox.params.extend(new))
 
     def log_epoch(self, result: "EpochResult") -> None:
-        """Logs an epoch's metrics at the step of its number."""
-        self.log_metrics(result.metrics, step=result.epoch)
+        """Logs an epoch's metrics at the step of its number; an epoch of before a resumption at the time it had."""
+        self.log_metrics(result.metrics, step=result.epoch, time_ms=result.ended_ms)
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None) -> None:
-        """Logs metrics at `step` (0 where None) with the time of this call."""
-        now_ms = int(time.time() * 1000)
-        logged = [Metric(name, float(value), now_ms, step or 0) for name, value in metrics.items()]
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None = None, time_ms: int | None = None) -> None:
+        """Logs metrics at `step` (0 where None) with the time of this call, or `time_ms` since 1970."""
+        at_ms = int(time.time() * 1000) if time_ms is None else time_ms
+        logged = [Metric(name, float(value), at_ms, step or 0) for name, value in metrics.items()]
         self._put(lambda outbox: outbox.metrics.extend(logged))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:

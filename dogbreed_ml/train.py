@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class EpochResult:
     is_best: bool
     """Whether the model is left with this epoch's weights if training stops here: true without patience; with it,
     where valid/loss is the lowest so far."""
+    ended_ms: int | None = None
+    """When it ended, ms since 1970, where that is not now: of an epoch trained before a training was resumed."""
 
     def render(self) -> str:
         """The one line that an epoch logs; SageMaker's metric regex reads it."""
@@ -64,6 +66,17 @@ class Evaluated:
     """(n,) int64 on the CPU."""
 
 
+@dataclass
+class FitState:
+    """Where a training stands after an epoch. Handed in again as it was saved, the training goes on from there.
+
+    `fit` keeps `values` up to date; they refer to the live tensors, so save them before the next epoch is asked for.
+    """
+
+    values: dict[str, Any] | None = None
+    """Tensors, numbers and dicts of them, as torch.load with weights_only=True takes them; None before an epoch."""
+
+
 def fit(
     model: nn.Module,
     train: Batches,
@@ -75,13 +88,15 @@ def fit(
     device: torch.device,
     spans: Spans = NO_SPANS,
     loss_function: nn.Module | None = None,
+    state: FitState | None = None,
 ) -> Iterator[EpochResult]:
     """Trains `model` in place and yields after each epoch.
 
     `model` maps what `train` yields to logits (B, K); parameters that do not require gradients stay as they are.
     Leaving the loop early leaves the model as the last epoch had it; with `patience` it has the best epoch's weights
     once the loop ends by itself. The same seed on the same device gives the same losses. `loss_function` is what
-    `build_loss` makes; a debugger makes it beforehand, to hook onto it.
+    `build_loss` makes; a debugger makes it beforehand, to hook onto it. With a `state` that was saved, only the epochs
+    after it are trained and yielded, and they are the same as without the interruption.
     """
     with spans.span("initialisation"):
         model.to(device)
@@ -92,9 +107,13 @@ def fit(
         optimizer = _optimizer(model, config)
         schedule = _schedule(optimizer, config, num_steps)
     autocast = _autocast(model, config, device)
-    best_loss, best_weights, epochs_since_best, global_step = math.inf, None, 0, 0
+    progress = _Progress()
+    if state is not None and state.values is not None:
+        progress.restore(state.values, model, optimizer, schedule)
     devices = [device] if device.type == "cuda" else []
-    for epoch in range(config.num_epochs):
+    for epoch in range(progress.num_epochs, config.num_epochs):
+        if progress.is_over(config):
+            break
         start = perf_counter()
         order_generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
         order = torch.randperm(train.num_samples, generator=order_generator)
@@ -112,26 +131,64 @@ def fit(
                     break
                 loss_sum += _step(model, batch, loss_function, optimizer, autocast, device, spans)
                 schedule.step()
-                global_step += 1
+                progress.global_step += 1
         figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
         if valid is not None:
             with spans.span("evaluation"), _few_threads(model, device):
                 evaluated = evaluate(model, valid, device=device, autocast=autocast, spans=spans)
             figures |= {f"valid/{k}": v for k, v in metrics(evaluated.logits, evaluated.labels).items()}
-        is_best = config.patience is None or valid is None or figures["valid/loss"] < best_loss
-        if is_best:
-            best_loss, epochs_since_best = figures.get("valid/loss", math.inf), 0
-            if config.patience is not None:
-                best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        else:
-            epochs_since_best += 1
-        result = EpochResult(epoch, global_step, figures, perf_counter() - start, is_best)
+        is_best = config.patience is None or valid is None or figures["valid/loss"] < progress.best_loss
+        progress.note(figures.get("valid/loss", math.inf), model if config.patience is not None else None, is_best)
+        if state is not None:
+            state.values = progress.saved(model, optimizer, schedule)
+        result = EpochResult(epoch, progress.global_step, figures, perf_counter() - start, is_best)
         with spans.span("logging"):
             yield result
-        if config.patience is not None and epochs_since_best >= config.patience:
-            break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
+    if progress.best_weights is not None:
+        model.load_state_dict(progress.best_weights)
+
+
+@dataclass
+class _Progress:
+    """What a training remembers from epoch to epoch beside its model, optimizer and schedule."""
+
+    num_epochs: int = 0
+    global_step: int = 0
+    best_loss: float = math.inf
+    epochs_since_best: int = 0
+    best_weights: dict[str, Tensor] | None = None
+
+    def note(self, loss: float, model: nn.Module | None, is_best: bool) -> None:
+        """An epoch has ended; `model` is given where its best weights are to be kept."""
+        self.num_epochs += 1
+        if not is_best:
+            self.epochs_since_best += 1
+            return
+        self.best_loss, self.epochs_since_best = loss, 0
+        if model is not None:
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def is_over(self, config: TrainConfig) -> bool:
+        return config.patience is not None and self.epochs_since_best >= config.patience
+
+    def saved(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+    ) -> dict[str, Any]:
+        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        return vars(self) | parts
+
+    def restore(
+        self,
+        values: dict[str, Any],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        model.load_state_dict(values["model"])
+        optimizer.load_state_dict(values["optimizer"])
+        schedule.load_state_dict(values["schedule"])
+        for name in vars(self):
+            setattr(self, name, values[name])
 
 
 def build_loss(labels: Tensor, config: TrainConfig, num_classes: int) -> nn.CrossEntropyLoss:

@@ -3,39 +3,49 @@
 In that order: a trial that Optuna has as finished always has its finished run in MLflow.
 """
 
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from dogbreed_ml.config import ExperimentConfig, with_values
-from dogbreed_ml.errors import DogbreedError, SearchError, TrackingError
-from dogbreed_ml.tracking import DatasetInput, Run, RunRef, Tracker, render_cause
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.tracking import DatasetInput, RunRef, Tracker
+from dogbreed_ml.trialrun import (
+    EPOCH_TAG,
+    INTERRUPTED,
+    NUMBER_TAG,
+    OBJECTIVE_METRIC,
+    RETRY_TAG,
+    STATE_TAG,
+    Judge,
+    Objective,
+    State,
+    TrialProgress,
+    record_trial,
+    trial_run_name,
+)
 
 if TYPE_CHECKING:
     from dogbreed_ml.train import EpochResult
 
-logger = logging.getLogger(__name__)
-
-Objective = Callable[[ExperimentConfig], "Iterator[EpochResult]"]
-"""Trains one trial's config; picklable where search.num_parallel is above 1. Leaving the loop early means pruned."""
-
-Judge = Callable[[Sequence["EpochResult"]], Mapping[str, str]]
-"""The tags of a trial, from its epochs; picklable as the objective is. debugging.epochs.EpochJudge in this project."""
-
-State = Literal["COMPLETE", "PRUNED", "FAILED"]
-
-NUMBER_TAG, STATE_TAG, RETRY_TAG = "optuna.trial_number", "trial.state", "dogbreed.retry_of"
-EPOCH_TAG = "trial.best_epoch"
-INTERRUPTED = "INTERRUPTED"
-OBJECTIVE_METRIC = "objective"
-"""The value that Optuna was told, at the step of the epoch that it comes from."""
+__all__ = [
+    "EPOCH_TAG",
+    "INTERRUPTED",
+    "NUMBER_TAG",
+    "OBJECTIVE_METRIC",
+    "RETRY_TAG",
+    "STATE_TAG",
+    "Judge",
+    "Objective",
+    "State",
+    "TrialPlan",
+    "TrialRecord",
+    "run_trial",
+]
 
 OUTCOME_ATTR, INTERRUPTED_ATTR, RETRY_ATTR, CRASHES_ATTR = "outcome", "interrupted", "retry_of", "num_crashes"
 
@@ -44,21 +54,6 @@ _OPTUNA_STATES: dict[State, TrialState] = {
     "PRUNED": TrialState.PRUNED,
     "FAILED": TrialState.FAIL,
 }
-
-# What a training may raise for the values that it was given. Anything else is a mistake in the program and stops the
-# search.
-_TRIAL_FAILURES = (
-    DogbreedError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -106,21 +101,6 @@ class _Outcome:
     cause: str | None = None
 
 
-@dataclass
-class _Progress:
-    """How far a training is."""
-
-    value: float | None = None
-    best_epoch: int | None = None
-    num_epochs: int = 0
-    is_pruned: bool = False
-    seconds: float = 0.0
-    results: list["EpochResult"] = field(default_factory=list)
-
-    def outcome(self, run: Run, *, cause: str | None = None) -> _Outcome:
-        return _Outcome(run.run_id, self.best_epoch, self.num_epochs, self.seconds, cause)
-
-
 def run_trial(
     study: optuna.Study, plan: TrialPlan, tracker: Tracker, *, on_start: Callable[[int], None] | None = None
 ) -> TrialRecord:
@@ -136,73 +116,33 @@ def run_trial(
     tags = {NUMBER_TAG: str(trial.number)}
     if RETRY_ATTR in trial.user_attrs:
         tags[RETRY_TAG] = str(trial.user_attrs[RETRY_ATTR])
-    progress, start = _Progress(), time.perf_counter()
-    cause = None
+
+    def is_hopeless(result: "EpochResult", value: float) -> bool:
+        trial.report(value, step=result.epoch)
+        return trial.should_prune()
+
     with tracker.start_run(
-        plan.config.name, parent=plan.parent, run_name=f"trial-{trial.number:04d}", tags=tags
+        plan.config.name, parent=plan.parent, run_name=trial_run_name(trial.number), tags=tags
     ) as run:
-        try:
-            run.log_inputs(plan.inputs)
-            _train(trial, values, plan, run, progress)
-        except KeyboardInterrupt:
-            run.set_tags({STATE_TAG: INTERRUPTED})
-            raise
-        except TrackingError:
-            raise
-        except _TRIAL_FAILURES as error:
-            cause = render_cause(error)
-            logger.warning("trial=%d failed: %s", trial.number, cause)
-            run.set_tags({STATE_TAG: "FAILED"})
-            run.fail(error)
-        progress.seconds = time.perf_counter() - start
-        if plan.judge is not None and progress.results:
-            run.set_tags(plan.judge(progress.results))
-        state: State = "FAILED" if cause else "PRUNED" if progress.is_pruned else "COMPLETE"
-        if not cause:
-            run.log_metrics({OBJECTIVE_METRIC: progress.value or 0.0}, step=progress.best_epoch)
-            run.set_tags({STATE_TAG: state, EPOCH_TAG: progress.best_epoch})
-            run.finish("KILLED" if state == "PRUNED" else "FINISHED")
-        outcome = progress.outcome(run, cause=cause)
+        progress = record_trial(
+            run,
+            config=plan.config,
+            values=values,
+            objective=plan.objective,
+            inputs=plan.inputs,
+            judge=plan.judge,
+            should_stop=is_hopeless,
+        )
+        outcome = _outcome(progress, run.run_id)
+    state = progress.state
     trial.set_user_attr(OUTCOME_ATTR, asdict(outcome))
     study.tell(trial, progress.value if state == "COMPLETE" else None, state=_OPTUNA_STATES[state])
     value = None if state == "FAILED" else progress.value
     return TrialRecord(number=trial.number, state=state, value=value, values=values, **asdict(outcome))
 
 
-def _train(trial: optuna.Trial, values: Mapping[str, Any], plan: TrialPlan, run: Run, progress: _Progress) -> None:
-    config = with_values(plan.config, values)
-    run.log_config(config, with_artifact=False)
-    metric = plan.config.search.metric
-    results = plan.objective(config)
-    try:
-        for result in results:
-            run.log_epoch(result)
-            progress.results.append(result)
-            value = _metric_value(result, metric)
-            progress.num_epochs += 1
-            if result.is_best:
-                progress.value, progress.best_epoch = value, result.epoch
-            trial.report(value, step=result.epoch)
-            # After the last epoch there is nothing left to save.
-            if result.epoch + 1 < config.train.num_epochs and trial.should_prune():
-                progress.is_pruned, progress.value, progress.best_epoch = True, value, result.epoch
-                break
-    finally:
-        close = getattr(results, "close", None)
-        if close is not None:
-            close()
-    if progress.value is None:
-        raise SearchError("The training ended without an epoch; train.num_epochs must be at least 1.")
-
-
-def _metric_value(result: "EpochResult", metric: str) -> float:
-    value = result.metrics.get(metric)
-    if value is None:
-        known = ", ".join(sorted(result.metrics))
-        raise SearchError(f"search.metric must be one that an epoch logs ({known}), got {metric!r}.")
-    if not math.isfinite(value):
-        raise SearchError(f"{metric} must be finite, got {value} in epoch {result.epoch}; try a smaller train.lr.")
-    return value
+def _outcome(progress: TrialProgress, run_id: str) -> _Outcome:
+    return _Outcome(run_id, progress.best_epoch, progress.num_epochs, progress.seconds, progress.cause)
 
 
 def is_interrupted(trial: FrozenTrial) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dogbreed_ml.config import ExperimentConfig, ModelConfig, TrainConfig
 from dogbreed_ml.data.loaders import ImageBatches
-from dogbreed_ml.data.splits import Split, Splits
+from dogbreed_ml.data.splits import Sample, Split, Splits
 from dogbreed_ml.features import FeatureBatches, FeatureStore, FeatureTable, FrozenPrefix, Views
 from dogbreed_ml.model import Network, Weights, build_network, load_weights, new_head, new_suffix
 from dogbreed_ml.progress import NO_PROGRESS, Progress
@@ -116,21 +116,32 @@ class Workbench:
     def _train_valid(self) -> Split:
         return replace(self.splits.train, samples=self.splits.train.samples + self.splits.valid.samples)
 
-    def _feature_feeds(self, config: ExperimentConfig) -> Feeds:
+    def has_features(self, config: ExperimentConfig) -> bool:
+        """Whether the plain views' features are kept already, so that `feeds` makes no forward pass for them."""
+        store, prefix = self._store(config), self._frozen_prefix(config)
+        return store.has_table(self._everything(), prefix, preprocessing_of(config))
+
+    def _everything(self) -> list[Sample]:
+        splits = self.splits
+        return [*splits.train.samples, *splits.valid.samples, *splits.test.samples]
+
+    def _store(self, config: ExperimentConfig) -> FeatureStore:
         features_dir = self.project_dir / config.features.dir
-        store = FeatureStore(
-            config.features, features_dir, device=self.device, progress=self.progress, spans=self.spans
-        )
-        prefix = FrozenPrefix(
+        return FeatureStore(config.features, features_dir, device=self.device, progress=self.progress, spans=self.spans)
+
+    def _frozen_prefix(self, config: ExperimentConfig) -> FrozenPrefix:
+        return FrozenPrefix(
             weights_digest=self._digest(config.model),
             resnet_version=config.model.resnet_version,
             cut=config.model.trainable,
             build=partial(self._prefix, config),
         )
+
+    def _feature_feeds(self, config: ExperimentConfig) -> Feeds:
+        store, prefix = self._store(config), self._frozen_prefix(config)
         preprocessing = preprocessing_of(config)
         splits, train_valid = self.splits, self._train_valid()
-        everything = [*splits.train.samples, *splits.valid.samples, *splits.test.samples]
-        plain = store.table(everything, prefix, preprocessing)
+        plain = store.table(self._everything(), prefix, preprocessing)
         views = None
         if config.train.num_views > 1:
             kept_views = Views(1, config.train.num_views - 1, config.train.augmentation, config.train.seed)

@@ -31,7 +31,7 @@ from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.session import Profile, ProfileSession, judge_folder, profiled
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.spans import NO_SPANS, Spans
-from dogbreed_ml.train import Batches, EpochResult, build_loss, fit
+from dogbreed_ml.train import Batches, EpochResult, FitState, Metrics, build_loss, fit
 from dogbreed_ml.workbench import Workbench, uses_features
 
 if TYPE_CHECKING:
@@ -162,7 +162,15 @@ class RunProfiler:
         return self._profile
 
     def epochs(
-        self, bench: Workbench, config: ExperimentConfig, model: nn.Module, batches: Batches, *, valid: Batches | None
+        self,
+        bench: Workbench,
+        config: ExperimentConfig,
+        model: nn.Module,
+        batches: Batches,
+        *,
+        valid: Batches | None,
+        metrics: Metrics = compute_metrics,
+        state: FitState | None = None,
     ) -> Generator[EpochResult]:
         """As `fit`, recorded; the tensor rules watch where profile.debugger is on, and may end it."""
         with ExitStack() as stack:
@@ -172,11 +180,12 @@ class RunProfiler:
                 batches,
                 valid=valid,
                 config=config.train,
-                metrics=compute_metrics,
+                metrics=metrics,
                 num_classes=bench.num_classes,
                 device=bench.device,
                 loss_function=loss_function,
                 spans=self.spans,
+                state=state,
             )
             debugger = None
             if self._session is not None:

@@ -1,11 +1,17 @@
 """`dogbreed train`: one tracked run."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from dogbreed_ml.calibration import fit_temperature
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
+from dogbreed_ml.evaluation import Evaluation
 from dogbreed_ml.pipeline.profiled import profiled_run
 from dogbreed_ml.pipeline.stages import (
     evaluate_model,
@@ -18,7 +24,11 @@ from dogbreed_ml.pipeline.stages import (
 )
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TrainSummary
-from dogbreed_ml.train import evaluate
+from dogbreed_ml.train import EpochResult, evaluate
+from dogbreed_ml.workbench import Feeds, Workbench
+
+if TYPE_CHECKING:
+    from dogbreed_ml.tracking import Run
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +50,12 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
         log_beginning(run, config, splits, context)
         with spans.span("features"):
             feeds = logged_feeds(run, bench, config)
-        with spans.span("train"):
-            model, epochs = bench.model(config), []
-            for result in profiler.epochs(bench, config, model, feeds.train, valid=feeds.valid):
-                logger.info("%s", result.render())
-                run.log_epoch(result)
-                epochs.append(result)
-        with spans.span("evaluation"):
-            evaluated = evaluate(model, feeds.valid, device=bench.device)
-            temperature = fit_temperature(evaluated.logits.numpy(), evaluated.labels.numpy())
-            valid = evaluate_model(bench, model, feeds.valid, temperature=temperature)
-            test = evaluate_model(bench, model, feeds.test, temperature=temperature)
-            log_evaluation(run, test, splits, epochs)
+        model = bench.model(config)
+        epochs = profiler.epochs(bench, config, model, feeds.train, valid=feeds.valid)
+        trained = train_and_evaluate(run, epochs, model, bench=bench, feeds=feeds, spans=spans)
         with spans.span("model"):
             network = bench.whole(config, model)
+            temperature = trained.temperature
             model_uri = log_model(
                 pyfunc, tracker, run, network=network, splits=splits, config=config, temperature=temperature
             )
@@ -62,10 +64,39 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
     return TrainSummary(
         run_id=run.run_id,
         model_uri=model_uri,
-        num_epochs=len(epochs),
-        valid=valid.metrics,
-        test=test.metrics,
-        test_top1_interval=test.top1_interval,
+        num_epochs=trained.num_epochs,
+        valid=trained.valid.metrics,
+        test=trained.test.metrics,
+        test_top1_interval=trained.test.top1_interval,
         seconds=rounded(spans),
         url=url,
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    num_epochs: int
+    temperature: float
+    valid: Evaluation
+    test: Evaluation
+
+
+def train_and_evaluate(
+    run: "Run", epochs: Iterable[EpochResult], model: nn.Module, *, bench: Workbench, feeds: Feeds, spans: SpanTotals
+) -> Trained:
+    """Logs the epochs as they come, then evaluates what they leave `model` with, on valid and once on test."""
+    with spans.span("train"):
+        results = []
+        for result in epochs:
+            logger.info("%s", result.render())
+            run.log_epoch(result)
+            results.append(result)
+    with spans.span("evaluation"):
+        evaluated = evaluate(model, feeds.valid, device=bench.device)
+        temperature = fit_temperature(evaluated.logits.numpy(), evaluated.labels.numpy())
+        valid = evaluate_model(bench, model, feeds.valid, temperature=temperature)
+        test = evaluate_model(bench, model, feeds.test, temperature=temperature)
+        log_evaluation(run, test, bench.splits, results)
+    return Trained(len(results), temperature, valid, test)
