@@ -1,0 +1,218 @@
+"""How long a job will take, from a few steps made on this machine; and what that costs, where the price is known.
+
+The instance is another machine: the estimate says so, and says what a job can cost at most.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dogbreed_ml.backend import available_backends, build_backend, device_of
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.data.loaders import ImageBatches
+from dogbreed_ml.data.splits import Split, Splits
+from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.features import decoded_batches
+from dogbreed_ml.train import Batches, evaluate, fit
+from dogbreed_ml.workbench import Workbench, preprocessing_of, uses_features
+from sagemaker_jobs.pricing import Price
+
+_NUM_FEATURE_IMAGES = 16
+_NUM_HEAD_STEPS = 16
+_NUM_OTHER_IMAGES = 8
+"""In the one step of a network with convolutions to train: the whole one trains on 6 images a second on 2 cores."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image takes on this machine."""
+
+    feature_s: float
+    """In the frozen prefix, decoding included; 0 where no features are kept."""
+    train_s: float
+    """In one epoch's training."""
+    evaluation_s: float
+
+    def features_s(self, config: ExperimentConfig, splits: Splits) -> float:
+        """Of the one pass over all photographs; augmented views are of train and valid."""
+        num_train_valid = len(splits.train) + len(splits.valid)
+        num_views = config.train.num_views - 1
+        return self.feature_s * (num_train_valid + len(splits.test) + num_train_valid * num_views)
+
+    def training_s(self, config: ExperimentConfig, splits: Splits) -> float:
+        """Of one training without its features."""
+        epoch_s = self.train_s * len(splits.train) + self.evaluation_s * len(splits.valid)
+        return config.train.num_epochs * epoch_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Times are this machine's; dollars are on-demand ones, None where no price is known."""
+
+    features_s: float | None
+    """None where the photographs are not here to be counted."""
+    training_s: float | None
+    """Of all trainings, one after the other."""
+    num_trainings: int
+    num_instances: int
+    """Of each training."""
+    max_runtime_s: int
+    """SageMaker ends a training after that."""
+    is_spot: bool
+    price: Price | None = None
+
+    @property
+    def total_s(self) -> float | None:
+        if self.training_s is None or self.features_s is None:
+            return None
+        return self.features_s + self.training_s
+
+    @property
+    def usd(self) -> float | None:
+        """For `total_s` on every instance; several instances share the work, how well is not known."""
+        if self.price is None or self.total_s is None:
+            return None
+        return self.price.usd_per_hour * self.total_s / 3600
+
+    @property
+    def max_usd(self) -> float | None:
+        """Where every training runs until SageMaker ends it."""
+        if self.price is None:
+            return None
+        hours = self.num_trainings * self.num_instances * self.max_runtime_s / 3600
+        return self.price.usd_per_hour * hours
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"total_s": self.total_s, "usd": self.usd, "max_usd": self.max_usd}
+
+    def render(self) -> str:
+        if self.features_s is None or self.training_s is None or self.total_s is None:
+            lines = ["time    unknown: the photographs are in S3 and were not counted"]
+        else:
+            lines = [
+                f"time    {self.total_s:.0f} s (features {self.features_s:.0f} s, {self.num_trainings} x training "
+                f"{self.training_s / self.num_trainings:.0f} s), measured on this machine: the instance differs, "
+                "and its start takes minutes more"
+            ]
+        if self.price is None:
+            return "\n".join(
+                [*lines, "cost    unknown: no credentials for AWS's Price List, and no sagemaker.prices_path"]
+            )
+        cost = "unknown" if self.usd is None else f"${self.usd:.2f} at this machine's speed"
+        spot = "; spot capacity costs less" if self.is_spot else ""
+        most = f"at most ${self.max_usd:.2f} (sagemaker.max_runtime_s={self.max_runtime_s})"
+        return "\n".join([*lines, f"cost    {cost}, {most}; {self.price.render()}{spot}"])
+
+
+def estimate_jobs(
+    config: ExperimentConfig, splits: Splits | None, *, price: Price | None, num_trainings: int = 1
+) -> Estimate:
+    """Measures a few steps (at most about 10 s) and multiplies."""
+    features_s = training_s = None
+    if splits is not None:
+        speed = measure_speed(config, splits)
+        features_s = speed.features_s(config, splits)
+        training_s = num_trainings * speed.training_s(config, splits)
+    return Estimate(
+        features_s=features_s,
+        training_s=training_s,
+        num_trainings=num_trainings,
+        num_instances=config.sagemaker.instance_count,
+        max_runtime_s=config.sagemaker.max_runtime_s,
+        is_spot=config.sagemaker.spot,
+        price=price,
+    )
+
+
+def measure_speed(config: ExperimentConfig, splits: Splits) -> Speed:
+    """A few images and steps of this config, with random weights: no number of theirs takes another time."""
+    config = replace(config, model=replace(config.model, weights="random"))
+    device = device_of()
+    bench = Workbench(splits, Path(), device)
+    if not uses_features(config):
+        num_images = min(_NUM_OTHER_IMAGES, len(splits.train))
+        images = ImageBatches(
+            _first(splits.train, num_images),
+            preprocessing_of(config),
+            augmentation=config.train.augmentation,
+            num_workers=0,
+            seed=config.train.seed,
+        )
+        train_s, evaluation_s = _time_epoch(bench, config, images, batch_size=num_images)
+        return Speed(0.0, train_s, evaluation_s)
+    feature_s, shape = _time_features(bench, config, splits)
+    is_head = config.model.trainable == "head"
+    num_images = _NUM_HEAD_STEPS * config.train.batch_size if is_head else _NUM_OTHER_IMAGES
+    drawn = _Drawn(min(len(splits.train), num_images), shape, bench.num_classes)
+    return Speed(feature_s, *_time_epoch(bench, config, drawn, batch_size=config.train.batch_size))
+
+
+def _time_features(bench: Workbench, config: ExperimentConfig, splits: Splits) -> tuple[float, tuple[int, ...]]:
+    """Seconds an image, and the features' shape."""
+    # The image of a job has torch alone: OpenVINO's speed would promise too much.
+    name = next(each for each in available_backends(bench.device) if each.startswith("torch"))
+    preprocessing = preprocessing_of(config)
+    prefix = bench.network(config).prefix
+    backend = build_backend(name, prefix, image_size=preprocessing.image_size, device=bench.device)
+    samples = _first(splits.train, _NUM_FEATURE_IMAGES).samples
+
+    def run(num_images: int) -> tuple[int, ...]:
+        decoded = decoded_batches(samples[:num_images], preprocessing, batch_size=backend.batch_size)
+        shapes = [output.shape[1:] for output in backend.run(decoded)]
+        return tuple(map(int, shapes[0]))
+
+    # The first pass of a module chooses its algorithms.
+    shape = run(2)
+    start = perf_counter()
+    run(len(samples))
+    return (perf_counter() - start) / len(samples), shape
+
+
+def _time_epoch(
+    bench: Workbench, config: ExperimentConfig, batches: Batches, *, batch_size: int
+) -> tuple[float, float]:
+    """Seconds an image takes in training and in evaluation; the first epoch warms up."""
+    model = bench.model(config)
+    train = replace(config.train, num_epochs=2, batch_size=batch_size, patience=None)
+    results = list(
+        fit(
+            model,
+            batches,
+            valid=None,
+            config=train,
+            metrics=compute_metrics,
+            num_classes=bench.num_classes,
+            device=bench.device,
+        )
+    )
+    start = perf_counter()
+    evaluate(model, batches, device=bench.device)
+    evaluation_s = perf_counter() - start
+    return results[-1].seconds / batches.num_samples, evaluation_s / batches.num_samples
+
+
+def _first(split: Split, num_samples: int) -> Split:
+    return replace(split, samples=split.samples[:num_samples])
+
+
+class _Drawn:
+    """Features drawn at random."""
+
+    def __init__(self, num_samples: int, shape: tuple[int, ...], num_classes: int):
+        generator = torch.Generator().manual_seed(0)
+        self._values = torch.randn(num_samples, *shape, generator=generator)
+        self.labels = torch.arange(num_samples) % num_classes
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = torch.arange(self.num_samples) if order is None else order
+        for rows in indices.split(batch_size):
+            yield self._values[rows], self.labels[rows]

@@ -1,0 +1,126 @@
+"""What an instance costs an hour: from a file of the user's, or AWS's Price List API, kept with its date.
+
+No price is written down in this project; where neither source knows one, there is none.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from dogbreed_ml.cloudconfig import SagemakerConfig
+from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.files import write_whole
+from sagemaker_jobs.client import Aws, translated
+
+logger = logging.getLogger(__name__)
+
+Component = Literal["Training", "Hosting"]
+"""SageMaker's own words for what an instance is paid for."""
+
+PRICES_FILE = ".dogbreed/prices.json"
+MAX_AGE_DAYS = 7
+"""AWS is asked anew for what was kept longer."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """On-demand dollars for one instance."""
+
+    usd_per_hour: float
+    source: str
+    """For people."""
+    asked_on: str | None = None
+    """ISO date; None for the user's own file."""
+
+    def render(self) -> str:
+        date_text = f", {self.asked_on}" if self.asked_on else ""
+        return f"${self.usd_per_hour:g} an hour ({self.source}{date_text})"
+
+
+def find_price(
+    config: SagemakerConfig,
+    *,
+    instance_type: str,
+    component: Component,
+    region: str,
+    project_dir: Path,
+    aws: Aws | None,
+    today: date,
+) -> Price | None:
+    """The price where it can be known: sagemaker.prices_path, what AWS said lately, or what it says now to `aws`.
+
+    Raises ConfigError for a file of prices that cannot be read. That AWS does not answer is no error.
+    """
+    if config.prices_path is not None:
+        return _price_of_file(project_dir / Path(config.prices_path).expanduser(), instance_type)
+    path, key = project_dir / PRICES_FILE, f"{region} {component} {instance_type}"
+    known = _load(path)
+    kept = Price(**known[key]) if key in known else None
+    if kept is not None and (today - date.fromisoformat(str(kept.asked_on))).days <= MAX_AGE_DAYS:
+        return kept
+    if aws is None:
+        return kept
+    try:
+        usd_per_hour = _ask(aws, instance_type, component, region)
+    except CloudError as error:
+        logger.warning("%s", error)
+        return kept
+    if usd_per_hour is None:
+        return kept
+    price = Price(usd_per_hour, "AWS Price List", today.isoformat())
+    write_whole(path, json.dumps({**known, key: asdict(price)}, indent=2))
+    return price
+
+
+def _price_of_file(path: Path, instance_type: str) -> Price | None:
+    rule = f'sagemaker.prices_path must be a JSON file such as {{"{instance_type}": 1.25}}'
+    try:
+        prices = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{rule}, and {path} cannot be read: {error}.") from error
+    value = prices.get(instance_type) if isinstance(prices, dict) else prices
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError(f"{rule}, got {value!r} in {path}.")
+    return Price(float(value), path.name)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return kept
+
+
+def _ask(aws: Aws, instance_type: str, component: Component, region: str) -> float | None:
+    wanted = {"regionCode": region, "instanceName": instance_type}
+    pages = aws.client("pricing").get_paginator("get_products")
+    with translated("ask AWS's Price List for a price"):
+        found = pages.paginate(
+            ServiceCode="AmazonSageMaker",
+            FormatVersion="aws_v1",
+            Filters=[{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in wanted.items()],
+        )
+        products = [json.loads(each) for page in found for each in page["PriceList"]]
+    prices = [price for each in products if _is_of(each, component) for price in _hourly_prices(each)]
+    # Several offers of one instance differ by what is free of charge, at 0.
+    return max(prices, default=None)
+
+
+def _is_of(product: dict[str, Any], component: Component) -> bool:
+    attributes = product["product"]["attributes"]
+    return component in (attributes.get("component"), attributes.get("platoinstancetype"))
+
+
+def _hourly_prices(product: dict[str, Any]) -> list[float]:
+    dimensions = [
+        dimension
+        for term in product.get("terms", {}).get("OnDemand", {}).values()
+        for dimension in term["priceDimensions"].values()
+    ]
+    return [float(each["pricePerUnit"]["USD"]) for each in dimensions if "USD" in each["pricePerUnit"]]
