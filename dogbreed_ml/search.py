@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from dogbreed_ml.config import ExperimentConfig, config_hash
-from dogbreed_ml.errors import SearchError
+from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.recovery import bury, recover
 from dogbreed_ml.samplers import build_distributions, build_pruner, build_sampler, num_possible_trials
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.studies import VARYING, open_journal, study_path
 from dogbreed_ml.tracking import DatasetInput, Run, Tracker
 from dogbreed_ml.trials import Judge, Objective, TrialPlan, TrialRecord, build_record, is_interrupted, run_trial
+from dogbreed_ml.warmstart import Finding, fitting
 from dogbreed_ml.workers import Death, WorkerPool, WorkerSpec, limit_torch_threads
 
 __all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord"]
@@ -30,6 +31,8 @@ __all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord"]
 logger = logging.getLogger(__name__)
 
 _FINISHED_ATTR, _PARENT_ATTR = "finished", "parent_run_id"
+_SOURCE_ATTR = "found_by"
+"""Of a trial that another search made: its parent run or tuning job."""
 _TRIALS_THAT_MAY_ALL_FAIL = 5
 
 
@@ -119,6 +122,33 @@ class SearchStudy:
     def study_name(self) -> str:
         return self.study.study_name
 
+    def seed(self, findings: Iterable[Finding]) -> int:
+        """Lets the sampler begin with what earlier searches found; returns how many trials it took in.
+
+        They take the study's first numbers, count for nothing else, and have no runs here. A continued search has
+        them already. Raises ConfigError for a grid, which tries what it tries whatever was found.
+        """
+        if self.config.search.sampler in ("grid", "qmc", "random"):
+            raise ConfigError(
+                "--warm-start needs a search.sampler that learns from trials (tpe, gp, cmaes), got "
+                f"{self.config.search.sampler}."
+            )
+        if self.study.get_trials(deepcopy=False):
+            return 0
+        distributions = build_distributions(self.config.search)
+        kept = fitting(findings, self.config.search)
+        for each in kept:
+            values = {name: each.values[name] for name in distributions}
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    params=values,
+                    distributions=distributions,
+                    value=each.value,
+                    user_attrs={_SOURCE_ATTR: each.source},
+                )
+            )
+        return len(kept)
+
     def begin(self, parent_run_id: str) -> None:
         """Notes the parent run under which this search goes on, should it be cut off."""
         if self.parent_run_id != parent_run_id:
@@ -181,7 +211,11 @@ class SearchStudy:
     def _counted(self) -> list[FrozenTrial]:
         """The trials that count towards num_trials."""
         trials = self.study.get_trials(deepcopy=False)
-        return [trial for trial in trials if trial.state.is_finished() and not is_interrupted(trial)]
+        return [
+            trial
+            for trial in trials
+            if trial.state.is_finished() and not is_interrupted(trial) and _SOURCE_ATTR not in trial.user_attrs
+        ]
 
     def _display(self, records: list[TrialRecord], console: Console | None) -> AbstractContextManager[SearchDisplay]:
         best = self._best(records)

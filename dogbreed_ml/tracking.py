@@ -6,7 +6,7 @@ Nothing here uses MLflow's fluent API: a run is passed around, never "active".
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -66,6 +66,7 @@ class ChildRun:
     tags: dict[str, str]
     metrics: dict[str, float]
     """Last values by name."""
+    params: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,13 +164,20 @@ class Tracker:
         """Whether the store has the run and it is not deleted."""
         return self._find(run_id) is not None
 
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """The tags of a run; TrackingError where there is none."""
+        return dict(self._get(run_id).data.tags)
+
     def child_runs(self, parent_run_id: str) -> list[ChildRun]:
         """All runs under a parent, whatever their status."""
         parent = self._get(parent_run_id)
         found = self.patiently(
             lambda: list(self._search([parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{parent_run_id}'"))
         )
-        return [ChildRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics) for run in found]
+        return [
+            ChildRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics, run.data.params)
+            for run in found
+        ]
 
     def search_runs(self, experiment_name: str, filter_string: str, *, order_by: Sequence[str] = ()) -> list[MlflowRun]:
         """The runs of an experiment that fit MLflow's filter, however many; none where there is no such experiment."""

@@ -86,21 +86,6 @@ def render_objective(value: float) -> str:
     return f"objective={value!r}"
 
 
-def decode_value(dimension: Dimension, text: str) -> bool | int | float | str | None:
-    """A hyperparameter, or a param of an MLflow run, as the value of its dimension; ConfigError where it is none."""
-    try:
-        if isinstance(dimension, FloatDimension):
-            return float(text)
-        if isinstance(dimension, IntDimension):
-            return int(text)
-    except ValueError as error:
-        raise ConfigError(f"A value of the dimension {dimension} must be a number, got {text!r}.") from error
-    for choice in dimension.choices:
-        if text in (render_hyperparameter(choice), str(choice)):
-            return choice
-    raise ConfigError(f"A value of the dimension must be one of {dimension.choices}, got {text!r}.")
-
-
 def build_ranges(search: SearchConfig) -> dict[str, list[dict[str, Any]]]:
     """ParameterRanges; a dimension with a step becomes the list of its values, for SageMaker's ranges have none."""
     if len(search.space) > MAX_RANGES:
@@ -124,9 +109,8 @@ def warm_start_config(
     """
     if request["HyperParameterTuningJobConfig"]["Strategy"] not in ("Bayesian", "Random"):
         raise ConfigError(
-            "SageMaker starts from earlier tuning jobs in the Bayesian and the Random strategy only: search.sampler must "
-            f"be tpe, gp or random and search.pruner not hyperband with --warm-start, got {search.sampler} and "
-            f"{search.pruner}."
+            "SageMaker starts from earlier tuning jobs in the Bayesian and the Random strategy only: search.sampler "
+            f"must be tpe, gp or random and search.pruner not hyperband, got {search.sampler} and {search.pruner}."
         )
     if len(parents) > MAX_PARENTS:
         raise ConfigError(f"--warm-start may name at most {MAX_PARENTS} tuning jobs, got {len(parents)}.")

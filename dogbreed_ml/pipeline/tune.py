@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dogbreed_ml.registry import ModelVersion
     from dogbreed_ml.search import SearchResult, TrialRecord
     from dogbreed_ml.tracking import LoggedEpoch, Run, Tracker
+    from dogbreed_ml.warmstart import Finding
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,23 @@ class TrialObjective:
         yield from run_epochs(self.bench, config, self.bench.model(config), feeds.train, valid=feeds.valid)
 
 
-def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
+def tune(
+    config: ExperimentConfig,
+    *,
+    context: Context,
+    earlier_run_ids: Sequence[str] = (),
+    findings: "Sequence[Finding]" = (),
+) -> TuneSummary:
     """A search: parent run, a child run per trial, the best refitted, evaluated once on test and registered.
 
-    The same command continues a search that was cut off, under its first parent.
+    The same command continues a search that was cut off, under its first parent. A new one begins with what the
+    searches under `earlier_run_ids` found, and with `findings`.
     """
     spans = SpanTotals()
     with spans.span("start"):
         from dogbreed_ml.runs import data_inputs
         from dogbreed_ml.search import SearchStudy
+        from dogbreed_ml.warmstart import WARM_START_TAG, find_trials
 
     tracker, splits, bench = opened(config, context, spans)
     study = SearchStudy.open(
@@ -75,6 +84,12 @@ def tune(config: ExperimentConfig, *, context: Context) -> TuneSummary:
         profiled_run(config, parent, project_dir=context.project_dir) as profiler,
     ):
         bench.spans = profiler.spans
+        if earlier_run_ids or findings:
+            found = [each for run_id in earlier_run_ids for each in find_trials(tracker, run_id, config=config)]
+            if num_seeded := study.seed([*findings, *found]):
+                logger.info("the search begins with %d earlier trials", num_seeded)
+                sources = dict.fromkeys(each.source for each in (*findings, *found))
+                parent.set_tags({WARM_START_TAG: ", ".join(sources)})
         study.begin(parent.run_id)
         log_beginning(parent, config, splits, context)
         with spans.span("features"):

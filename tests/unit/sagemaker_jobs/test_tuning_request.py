@@ -18,12 +18,12 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.train import EpochResult
+from dogbreed_ml.warmstart import parse_value
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.tuningplan import parse_plan
 from sagemaker_jobs.tuning_request import (
     OBJECTIVE_METRIC,
     build_ranges,
-    decode_value,
     objective_definition,
     render_objective,
     tuning_job_request,
@@ -145,18 +145,18 @@ def test_values_survive_the_way_to_a_job_and_back() -> None:
     ranges = build_ranges(config(SPACE).search)
     for given in ranges["CategoricalParameterRanges"]:
         dimension = SPACE[given["Name"]]
-        decoded = [decode_value(dimension, text) for text in given["Values"]]
+        decoded = [parse_value(dimension, text) for text in given["Values"]]
         if isinstance(dimension, CategoricalDimension):
             assert decoded == dimension.choices
         assert len({(type(value), value) for value in decoded}) == len(given["Values"])
-    assert decode_value(SPACE["train.num_epochs"], "3") == 3
-    assert decode_value(SPACE["train.lr"], "0.00012345678901234567") == 0.00012345678901234567
+    assert parse_value(SPACE["train.num_epochs"], "3") == 3
+    assert parse_value(SPACE["train.lr"], "0.00012345678901234567") == 0.00012345678901234567
     # What an MLflow param says of None.
-    assert decode_value(SPACE["train.patience"], "None") is None
+    assert parse_value(SPACE["train.patience"], "None") is None
     with pytest.raises(ConfigError, match="must be one of"):
-        decode_value(SPACE["train.optimizer"], "adam")
+        parse_value(SPACE["train.optimizer"], "adam")
     with pytest.raises(ConfigError, match="must be a number"):
-        decode_value(SPACE["train.lr"], "fast")
+        parse_value(SPACE["train.lr"], "fast")
 
 
 def test_grid_lists_every_value_and_asks_for_every_combination() -> None:
