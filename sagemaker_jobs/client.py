@@ -45,6 +45,7 @@ _THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooM
 _RETRIES = Config(
     retries={"mode": "standard", "max_attempts": 8}, connect_timeout=10, read_timeout=90, max_pool_connections=16
 )
+_FEW_RETRIES = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=30)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Aws:
     region: str
     session: boto3.session.Session
     clock: Clock = field(default_factory=Clock)
+    patience_s: float = PATIENCE_S
+    """How long `ask` asks again; below PATIENCE_S the clients try less often too."""
     _clients: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: SagemakerConfig, *, clock: Clock | None = None) -> "Aws":
+    def open(cls, config: SagemakerConfig, *, clock: Clock | None = None, patience_s: float = PATIENCE_S) -> "Aws":
         """Raises ConfigError where no region or no credentials are configured; asks nothing of the network."""
         try:
             session = boto3.session.Session(region_name=config.region)
@@ -79,14 +82,15 @@ class Aws:
                 "AWS credentials are needed and none were found; run `aws configure` or `aws sso login`, or start "
                 'the local SageMaker: eval "$(dogbreed sagemaker-local start)".'
             )
-        return cls(session.region_name, session, clock or Clock())
+        return cls(session.region_name, session, clock or Clock(), patience_s)
 
     def client(self, service: str) -> Any:
         """boto3's client of `sagemaker`, `sagemaker-runtime`, `s3`, `logs`, ..."""
         if service not in self._clients:
             # The price list is offered in few regions.
             region = "us-east-1" if service == "pricing" else self.region
-            self._clients[service] = self.session.client(service, region_name=region, config=_RETRIES)
+            retries = _RETRIES if self.patience_s >= PATIENCE_S else _FEW_RETRIES
+            self._clients[service] = self.session.client(service, region_name=region, config=retries)
         return self._clients[service]
 
     @cached_property
@@ -117,8 +121,9 @@ class Aws:
         with translated(doing):
             return method(**request)
 
-    def ask(self, call: Callable[[], T], *, doing: str, patience_s: float = PATIENCE_S) -> T:
+    def ask(self, call: Callable[[], T], *, doing: str, patience_s: float | None = None) -> T:
         """Calls, and calls again while there is no answer: only what does no harm twice, such as Describe and List."""
+        patience_s = self.patience_s if patience_s is None else patience_s
         start, pause_s = self.clock.now(), 1.0
         while True:
             try:
