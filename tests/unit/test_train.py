@@ -1,11 +1,11 @@
 """Learning itself: what fit promises of losses, weights, seeds and stopping."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from memorybatches import MemoryBatches
+from torch import nn
 
 from dogbreed_ml.config import ModelConfig, TrainConfig
 from dogbreed_ml.evaluation import compute_metrics
@@ -14,23 +14,6 @@ from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.train import Batches, EpochResult, evaluate, fit
 
 CPU = torch.device("cpu")
-
-
-@dataclass
-class MemoryBatches:
-    """A split that stands in memory."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        del epoch
-        for rows in (torch.arange(len(self.labels)) if order is None else order).split(batch_size):
-            yield self.inputs[rows], self.labels[rows]
 
 
 @pytest.fixture

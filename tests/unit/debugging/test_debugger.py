@@ -1,13 +1,14 @@
 """smdebug's hook on real trainings, and the rules on what it saved: ailments made for real, live and afterwards."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from memorybatches import MemoryBatches
+from torch import nn
 
 from dogbreed_ml.config import TrainConfig
 from dogbreed_ml.debugging.debugger import Debugger, judge_tensors
@@ -23,23 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:tostring.. is deprecated:Depreca
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 4
-
-
-@dataclass
-class MemoryBatches:
-    """A split that stands in memory."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        del epoch
-        for rows in (torch.arange(len(self.labels)) if order is None else order).split(batch_size):
-            yield self.inputs[rows], self.labels[rows]
 
 
 def clusters(num: int, *, seed: int, spread: float = 0.5) -> MemoryBatches:
