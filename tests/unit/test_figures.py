@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
+from randomanswers import logits_of, names, random_answers
 
 from dogbreed_ml.calibration_figures import breeds_figure, coverage_figure, reliability_figure
 from dogbreed_ml.evaluation import ConfusedPair, Mistake, evaluate_logits, evaluate_probabilities
@@ -22,22 +22,6 @@ class Epoch:
 @dataclass(frozen=True)
 class Photograph:
     path: Path
-
-
-def random_answers(num_samples: int, num_classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    generator = np.random.default_rng(0)
-    labels = np.concatenate([np.arange(num_classes), generator.integers(0, num_classes, num_samples - num_classes)])
-    logits = generator.normal(size=(num_samples, num_classes)).astype(np.float32)
-    logits[np.arange(num_samples), labels] += 1.5
-    return logits, labels
-
-
-def logits_of(predicted: list[int], num_classes: int) -> NDArray[np.float32]:
-    return (np.eye(num_classes, dtype=np.float32) * 5)[predicted]
-
-
-def names(num_classes: int) -> list[str]:
-    return [f"breed {i}" for i in range(num_classes)]
 
 
 @pytest.mark.parametrize("num_classes", [2, 8, 30])
