@@ -1,14 +1,12 @@
 """A SageMaker job's profiler files in a bucket of moto's server, reached through AWS_ENDPOINT_URL."""
 
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from profilerfiles import steps, write_machine, write_trace
+from s3server import s3_client
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
@@ -18,19 +16,8 @@ from dogbreed_ml.pipeline.profiled import judge_source
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    try:
-        # moto keeps its buckets for the life of the process.
-        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
-        client = boto3.session.Session().client("s3")
-        client.create_bucket(Bucket="jobs")
+    with s3_client(monkeypatch, bucket="jobs") as client:
         yield client
-        client.close()
-    finally:
-        server.stop()
 
 
 def test_a_jobs_files_are_judged_from_its_bucket(client: Any, tmp_path: Path) -> None:

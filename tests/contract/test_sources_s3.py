@@ -1,14 +1,12 @@
 """s3://bucket/prefix against moto's server, reached as a user would: through AWS_ENDPOINT_URL."""
 
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from imagefiles import make_breeds, make_image
-from moto.server import ThreadedMotoServer
+from s3server import s3_client
 
 from dogbreed_ml.config import DataConfig
 from dogbreed_ml.data import s3
@@ -19,19 +17,8 @@ from dogbreed_ml.errors import DataError
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    try:
-        # moto keeps its buckets for the life of the process.
-        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
-        client = boto3.session.Session().client("s3")
-        client.create_bucket(Bucket="photos")
+    with s3_client(monkeypatch, bucket="photos") as client:
         yield client
-        client.close()
-    finally:
-        server.stop()
 
 
 def _upload(client: Any, root: Path, prefix: str) -> None:
