@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,5 +64,4 @@ def job_name(config: ExperimentConfig, verb: str, *, key: str, time_text: str, l
     `time_text` is digits, so that the same config may run again.
     """
     rest = f"{verb}-{key[:6]}-{time_text}"
-    stem = re.sub(r"[^a-zA-Z0-9]+", "-", config.name).strip("-")[: limit - len(rest) - 1].strip("-")
-    return f"{stem}-{rest}" if stem else rest
+    return f"{config.name[: limit - len(rest) - 1].rstrip('-')}-{rest}"
