@@ -1,7 +1,6 @@
 """CreateHyperParameterTuningJob's request: the search of the config in SageMaker's terms; nothing is sent here."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,10 +8,8 @@ from dogbreed_ml.config import Dimension, ExperimentConfig, FloatDimension, IntD
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.samplers import grid_values
 from sagemaker_jobs.client import check
+from sagemaker_jobs.metrics import OBJECTIVE_METRIC, objective_definition
 from sagemaker_jobs.training_request import render_hyperparameter
-
-OBJECTIVE_METRIC = "objective"
-"""What SageMaker's tuner compares jobs by: an epoch's metric while a job runs, its last line when it has ended."""
 
 MAX_RANGES, MAX_CHOICES, MAX_JOBS, MAX_PARALLEL_JOBS, MIN_RUNTIME_S, MAX_PARENTS = 30, 30, 750, 100, 120, 5
 """SageMaker's limits: of botocore's model, and of the documentation of quotas."""
@@ -20,7 +17,6 @@ MAX_RANGES, MAX_CHOICES, MAX_JOBS, MAX_PARALLEL_JOBS, MIN_RUNTIME_S, MAX_PARENTS
 Strategy = Literal["Bayesian", "Random", "Grid", "Hyperband"]
 WarmStartType = Literal["IdenticalDataAndAlgorithm", "TransferLearning"]
 
-_NUMBER = r"([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
 # What a job of a tuning job has no place for: SageMaker names, tags and profiles those jobs itself.
 _LEFT_OUT = (
     "TrainingJobName",
@@ -69,21 +65,6 @@ def tuning_job_request(
         request["WarmStartConfig"] = warm_start_config(config.search, request, parents)
     check("CreateHyperParameterTuningJob", request)
     return request
-
-
-def objective_definition(metric: str) -> dict[str, str]:
-    """The MetricDefinition of the objective.
-
-    SageMaker takes a job's last value, a search the kept epoch's: so a job's last line is `objective=VALUE`, and until
-    then its epochs count, by which the tuner gives jobs up.
-    """
-    regex = rf"(?:epoch=[0-9]+ (?:.* )?{re.escape(metric)}|^objective)={_NUMBER}"
-    return {"Name": OBJECTIVE_METRIC, "Regex": regex}
-
-
-def render_objective(value: float) -> str:
-    """A job's last line, once its training has come to its end."""
-    return f"objective={value!r}"
 
 
 def build_ranges(search: SearchConfig) -> dict[str, list[dict[str, Any]]]:

@@ -21,13 +21,8 @@ from dogbreed_ml.train import EpochResult
 from dogbreed_ml.warmstart import parse_value
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.tuningplan import parse_plan
-from sagemaker_jobs.tuning_request import (
-    OBJECTIVE_METRIC,
-    build_ranges,
-    objective_definition,
-    render_objective,
-    tuning_job_request,
-)
+from sagemaker_jobs.metrics import OBJECTIVE_METRIC, objective_definition, render_objective
+from sagemaker_jobs.tuning_request import build_ranges, tuning_job_request
 
 SPACE: dict[str, Dimension] = {
     "train.lr": FloatDimension(low=1e-5, high=0.1, log=True),
