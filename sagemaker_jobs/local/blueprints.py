@@ -83,7 +83,7 @@ def _build_variant(
     names = [f"{name}/i-{uuid.uuid4().hex[:17]}" for _ in range(num_instances)]
     logs = [LogStream(endpoint_name, stream, max_bytes=max_bytes) for stream in names]
     # The server's own address and credentials come last: no request can point a model at the user's account.
-    variables = {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()}
+    variables = {**service.settings.environment, **container.get("Environment", {}), **service.container_environment()}
     requirements = model_dir / "code" / "requirements.txt"
     is_required = kind == "handlers" and requirements.is_file() and service.settings.requirements == "install"
     try:

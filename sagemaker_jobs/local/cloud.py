@@ -21,6 +21,8 @@ from dogbreed_ml.errors import DataError
 
 ACCESS_KEY_ID = "local"
 SECRET_ACCESS_KEY = "local"
+INSIDE_ACCESS_KEY_ID = "inside"
+"""Of the server's own calls and those of its jobs and models, told from the user's by it."""
 NUM_PARALLEL = 8
 """Objects that one fetch or upload has under way at once."""
 _MAX_EVENTS = 10_000
@@ -188,7 +190,7 @@ class Cloud:
         nowhere: dict[str, tuple[None, None, str | None, None]] = {"profile": (None, None, None, None)}
         nowhere |= dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
         return boto3.session.Session(
-            aws_access_key_id=ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region,
+            aws_access_key_id=INSIDE_ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region,
             botocore_session=botocore.session.Session(session_vars=nowhere),
         )  # fmt: skip
 

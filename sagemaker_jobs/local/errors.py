@@ -7,6 +7,8 @@ ServiceError
 ├── ResourceNotFound
 ├── ResourceLimitExceeded
 ├── ConflictException
+├── ThrottlingException     too many calls; boto3 tries again by itself
+├── ExpiredTokenException
 ├── AccessDeniedException   a request that a web page sent
 ├── ModelError              a model's container answered an invocation with an error
 ├── ModelNotReadyException
@@ -57,6 +59,14 @@ class ResourceLimitExceeded(ServiceError):
 
 class ConflictException(ServiceError):
     """A change that another change under way forbids."""
+
+
+class ThrottlingException(ServiceError):
+    """Too many calls."""
+
+
+class ExpiredTokenException(ServiceError):
+    """The caller's credentials were good once."""
 
 
 class AccessDeniedException(ServiceError):
