@@ -118,9 +118,10 @@ class Application:
 
     def _invoke(self, request: Request, name: str, how: str) -> Response:
         try:
+            if how == "async-invocations":
+                return self._service.endpoints.invoke_async(name, request)
             if how != "invocations":
-                operation = {"async-invocations": "InvokeEndpointAsync"}.get(how, "InvokeEndpointWithResponseStream")
-                raise ValidationException(f"{operation} is not supported by the local SageMaker.")
+                raise ValidationException("InvokeEndpointWithResponseStream is not supported by the local SageMaker.")
             return self._service.endpoints.invoke(name, request)
         except ServiceError as error:
             return _refuse(error)

@@ -67,6 +67,19 @@ class EndpointRecords:
             changes["LastDeploymentConfig"] = dict(deployment)
         self._set(name, changes)
 
+    def desire(self, name: str, config: Mapping[str, Any]) -> None:
+        """Updating to the weights and counts of `config`, which DescribeEndpoint shows as desired."""
+        wanted = {variant["VariantName"]: variant for variant in config["ProductionVariants"]}
+        summaries = self.get(name)["ProductionVariants"]
+        for summary in summaries:
+            variant = wanted[summary["VariantName"]]
+            summary["DesiredWeight"] = variant["InitialVariantWeight"]
+            if "ServerlessConfig" in variant:
+                summary["DesiredServerlessConfig"] = variant["ServerlessConfig"]
+            else:
+                summary["DesiredInstanceCount"] = variant["InitialInstanceCount"]
+        self._set(name, {"EndpointStatus": "Updating", "FailureReason": None, "ProductionVariants": summaries})
+
     def report(self, name: str, fleet: Fleet, status: str) -> None:
         """How far the new fleet is: a VariantStatus."""
         now_s = time.time()
@@ -86,6 +99,7 @@ class EndpointRecords:
             "PendingDeploymentSummary": None,
             "FailureReason": reason[:_MAX_REASON] if reason else None,
             "DataCaptureConfig": _capture_summary(fleet.config),
+            "AsyncInferenceConfig": fleet.config.get("AsyncInferenceConfig"),
         }
         self._set(name, changes)
 

@@ -8,6 +8,7 @@ ServiceError
 ├── ResourceLimitExceeded
 ├── ConflictException
 ├── ThrottlingException     too many calls; boto3 tries again by itself
+│   └── ConcurrencyExceeded     the same, of a serverless endpoint
 ├── ExpiredTokenException
 ├── AccessDeniedException   a request that a web page sent
 ├── ModelError              a model's container answered an invocation with an error
@@ -63,6 +64,16 @@ class ConflictException(ServiceError):
 
 class ThrottlingException(ServiceError):
     """Too many calls."""
+
+
+class ConcurrencyExceeded(ThrottlingException):
+    """A serverless endpoint that answers as many requests at once as it may."""
+
+    status = 429
+
+    @property
+    def code(self) -> str:
+        return "ThrottlingException"
 
 
 class ExpiredTokenException(ServiceError):

@@ -157,21 +157,6 @@ def test_requests_are_refused_in_awss_words(client: Client) -> None:
     assert (code, "cannot serve image" in message) == (invalid, True)
 
 
-def test_operations_of_the_second_slice_are_refused_by_name(client: Client) -> None:
-    client.deploy("second")
-    weights = [{"VariantName": "second", "DesiredWeight": 2.0}]
-    code, message = _refused(
-        client.sagemaker.update_endpoint_weights_and_capacities,
-        EndpointName="second",
-        DesiredWeightsAndCapacities=weights,
-    )
-    assert (code, "UpdateEndpointWeightsAndCapacities" in message) == ("ValidationException", True)
-    code, message = _refused(
-        client.runtime.invoke_endpoint_async, EndpointName="second", InputLocation=f"s3://{BUCKET}/x"
-    )
-    assert (code, "InvokeEndpointAsync" in message) == ("ValidationException", True)
-
-
 def test_killed_process_is_started_again(client: Client) -> None:
     client.deploy("killed")
     (pid,) = _pids(client, "killed")
