@@ -24,7 +24,7 @@ from sagemaker_jobs.local.errors import (
     ServiceError,
     ValidationException,
 )
-from sagemaker_jobs.local.faults import ConnectionLost, S3Failure
+from sagemaker_jobs.local.faults import Call, ConnectionLost, S3Failure
 from sagemaker_jobs.local.shapes import check_request, method_name
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Application:
     def _dispatch(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         operation = _target(environ)
+        if Call.parse(environ).service == "pricing":
+            # moto has no such service, and would answer 500, which boto3 tries again.
+            return _refuse(ValidationException("The local SageMaker has no prices."))(environ, start_response)
         if operation is not None:
             return self._answer(Request(environ), operation)(environ, start_response)
         if environ["REQUEST_METHOD"] == "POST":

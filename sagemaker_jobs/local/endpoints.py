@@ -87,7 +87,9 @@ class Endpoints:
             self._records.require_free(name)
             rollout = self._rollout(hosted, config, models=self._models(config))
             self._reserve(hosted, config, hosting.num_instances(config))
-            arn = self._records.create(name, config["EndpointConfigName"], deployment)
+            arn = self._records.create(
+                name, config["EndpointConfigName"], deployment=deployment, tags=params.get("Tags", ())
+            )
             self._hosted[name] = hosted
             self._launch(hosted, partial(self._create, hosted, rollout))
         return {"EndpointArn": arn}

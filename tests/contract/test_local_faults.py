@@ -110,6 +110,13 @@ def test_dropped_connections_are_a_lost_network_until_cleared_over_http(server: 
     assert httpx.post(url, json={"clear": True}, headers={"Origin": "http://evil"}).status_code == 403
 
 
+def test_service_that_nobody_has_here_is_refused_at_once(clients: Any) -> None:
+    prices = clients("pricing", Config(retries={"mode": "standard"}))
+    with pytest.raises(ClientError, match="The local SageMaker has no prices") as refused:
+        prices.get_products(ServiceCode="AmazonSageMaker")
+    assert refused.value.response["ResponseMetadata"]["RetryAttempts"] == 0
+
+
 def test_lost_answer_leaves_the_job_created(server: LocalSageMaker, clients: Any, tmp_path: Path) -> None:
     source = put_source(server, {"train.py": "print('once')"})
     server.faults.lose_answer("CreateTrainingJob")

@@ -118,7 +118,8 @@ def test_bayesian_tuning_job_trains_and_finds_the_best(tuning: Tuning) -> None:
 
 
 def test_description_is_what_was_asked_for(tuning: Tuning) -> None:
-    made = tuning_request("echo", tuning.program, jobs=1, parallel=1)
+    tags = [{"Key": "run", "Value": "abc"}]
+    made = tuning_request("echo", tuning.program, jobs=1, parallel=1) | {"Tags": tags}
     tuning.client.create_hyper_parameter_tuning_job(**made)
     running = tuning.server.tuning.describe_hyper_parameter_tuning_job({"HyperParameterTuningJobName": "echo"})
     check_answer("sagemaker", "DescribeHyperParameterTuningJob", running)
@@ -129,6 +130,10 @@ def test_description_is_what_was_asked_for(tuning: Tuning) -> None:
         "DescribeHyperParameterTuningJob",
         tuning.server.tuning.describe_hyper_parameter_tuning_job({"HyperParameterTuningJobName": "echo"}),
     )
+    arn = description["HyperParameterTuningJobArn"]
+    tuning.client.add_tags(ResourceArn=arn, Tags=[{"Key": "more", "Value": "1"}])
+    assert tuning.client.list_tags(ResourceArn=arn)["Tags"] == [*tags, {"Key": "more", "Value": "1"}]
+    assert tuning.client.list_tags(ResourceArn=tuning.jobs("echo")[0]["TrainingJobArn"])["Tags"] == tags
     assert description["HyperParameterTuningJobConfig"] == made["HyperParameterTuningJobConfig"]
     assert description["TrainingJobDefinition"] == made["TrainingJobDefinition"]
     assert description["HyperParameterTuningEndTime"] >= description["CreationTime"]
