@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import boto3
@@ -68,25 +68,20 @@ def test_serverless_endpoint_answers_max_concurrency_at_once_and_throttles_the_r
     once = session.client(
         "sagemaker-runtime", endpoint_url=client.server.url, config=Config(retries={"total_max_attempts": 1})
     )
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting = [pool.submit(client.invoke, "few", b"wait", ContentType="text/plain") for _ in range(2)]
-        try:
-
-            def throttled() -> ClientError | None:
-                try:
-                    once.invoke_endpoint(EndpointName="few", Body=b"y", ContentType="text/plain")
-                except ClientError as error:
-                    return error
-                return None
-
-            error = wait_for(throttled, lambda found: found is not None)
-        finally:
-            gate.touch()
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        calls = [
+            pool.submit(once.invoke_endpoint, EndpointName="few", Body=b"wait", ContentType="text/plain")
+            for _ in range(3)
+        ]
+        # Two wait for the gate: the one that is answered before was refused.
+        refused = next(as_completed(calls))
+        gate.touch()
+    with pytest.raises(ClientError) as error:
+        refused.result()
+    assert error.value.response["Error"]["Code"] == "ThrottlingException"
+    assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+    assert [call.result()["Body"].read() for call in calls if call is not refused] == [b"wait", b"wait"]
     once.close()
-    assert error is not None
-    assert error.response["Error"]["Code"] == "ThrottlingException"
-    assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 429
-    assert [future.result() for future in waiting] == [b"wait", b"wait"]
     client.sagemaker.update_endpoint_weights_and_capacities(
         EndpointName="few",
         DesiredWeightsAndCapacities=[{"VariantName": "few", "ServerlessUpdateConfig": {"MaxConcurrency": 5}}],
