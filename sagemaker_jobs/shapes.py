@@ -5,6 +5,7 @@ mistakes are told in AWS's words.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -22,10 +23,17 @@ class WrongTypeError(TypeError):
     """A value of another type than its shape."""
 
 
+def isolated_session() -> botocore.session.Session:
+    """A session that reads no profile and no file of the user's: neither may lead it anywhere, nor fail it."""
+    nowhere: dict[str, tuple[None, None, str | None, None]] = {"profile": (None, None, None, None)}
+    nowhere |= dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    return botocore.session.Session(session_vars=nowhere)
+
+
 @cache
 def service_model(service: str) -> ServiceModel:
     """`sagemaker` or `sagemaker-runtime`; the first call takes 0.2 s."""
-    return botocore.session.Session().get_service_model(service)
+    return isolated_session().get_service_model(service)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a request means: SageMaker's operations are ours, all other services moto's.
+"""What a request means: SageMaker's operations are ours, all other services moto's; a fault on order comes first.
 
 A WSGI callable. `X-Amz-Target: SageMaker.CreateTrainingJob` calls create_training_job(params) of the area that has such
 a method, once the request is found to fit botocore's model.
@@ -7,6 +7,7 @@ a method, once the request is found to fit botocore's model.
 import json
 import logging
 import re
+import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from werkzeug.wrappers import Request, Response
 
 from sagemaker_jobs.local.errors import (
     AccessDeniedException,
+    ExpiredTokenException,
     SerializationException,
     ServiceError,
     ValidationException,
 )
+from sagemaker_jobs.local.faults import Call, ConnectionLost, S3Failure
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.shapes import method_name
 
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _TARGET = "SageMaker."
 _INVOKE = re.compile(r"/endpoints/(?P<name>[^/]+)/(?P<how>invocations|async-invocations|invocations-response-stream)")
+_FAULTS_PATH = "/local/faults"
 _INTERRUPT = re.compile(r"/local/training-jobs/(?P<name>[^/]+)/interrupt")
 
 StartResponse = Callable[..., Any]
@@ -54,15 +58,37 @@ class Application:
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        target = environ.get("HTTP_X_AMZ_TARGET", "")
         path = environ.get("PATH_INFO", "")
-        ours = target.startswith(_TARGET) or _INVOKE.fullmatch(path) or _INTERRUPT.fullmatch(path)
+        is_door = path == _FAULTS_PATH or _INTERRUPT.fullmatch(path)
+        ours = _target(environ) is not None or _INVOKE.fullmatch(path) or is_door
         if ours and "HTTP_ORIGIN" in environ:
             # moto answers a browser's preflight with yes to everything, and a training job is a program.
             denied = AccessDeniedException("Requests from web pages (with an Origin header) are refused.")
             return _refuse(denied)(environ, start_response)
-        if target.startswith(_TARGET):
-            return self._answer(Request(environ), target.removeprefix(_TARGET))(environ, start_response)
+        if path == _FAULTS_PATH:
+            return self._order_faults(Request(environ))(environ, start_response)
+        try:
+            if is_door or not self._service.faults.meet(environ):
+                return self._dispatch(environ, start_response)
+            # All of the answer is made, and none of it sent.
+            for _ in self._dispatch(environ, start_response):
+                continue
+            raise ConnectionLost("The answer is lost, as ordered.")
+        except (ServiceError, S3Failure) as error:
+            return _render_fault(error, environ)(environ, start_response)
+        except ConnectionLost:
+            # http.server would wait for the next request on it.
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise
+
+    def _dispatch(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        operation = _target(environ)
+        if Call.parse(environ).service == "pricing":
+            # moto has no such service, and would answer 500, which boto3 tries again.
+            return _refuse(ValidationException("The local SageMaker has no prices."))(environ, start_response)
+        if operation is not None:
+            return self._answer(Request(environ), operation)(environ, start_response)
         if environ["REQUEST_METHOD"] == "POST":
             if match := _INVOKE.fullmatch(path):
                 request = Request(environ)
@@ -96,12 +122,22 @@ class Application:
 
     def _invoke(self, request: Request, name: str, how: str) -> Response:
         try:
+            if how == "async-invocations":
+                return self._service.endpoints.invoke_async(name, request)
             if how != "invocations":
-                operation = {"async-invocations": "InvokeEndpointAsync"}.get(how, "InvokeEndpointWithResponseStream")
-                raise ValidationException(f"{operation} is not supported by the local SageMaker.")
+                raise ValidationException("InvokeEndpointWithResponseStream is not supported by the local SageMaker.")
             return self._service.endpoints.invoke(name, request)
         except ServiceError as error:
             return _refuse(error)
+
+    def _order_faults(self, request: Request) -> Response:
+        faults = self._service.faults
+        try:
+            if request.method == "POST":
+                faults.apply(_parse(request.get_data()))
+        except ServiceError as error:
+            return _refuse(error)
+        return _render(faults.describe())
 
     def _interrupt(self, name: str) -> Response:
         try:
@@ -109,6 +145,12 @@ class Application:
         except ServiceError as error:
             return _refuse(error)
         return _render({})
+
+
+def _target(environ: Mapping[str, Any]) -> str | None:
+    """The operation of SageMaker that a request names; None for another service."""
+    target = str(environ.get("HTTP_X_AMZ_TARGET", ""))
+    return target.removeprefix(_TARGET) if target.startswith(_TARGET) else None
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -130,3 +172,25 @@ def _refuse(error: ServiceError) -> Response:
     body = {"__type": error.code, "message": error.message, "Message": error.message, **error.fields}
     headers = {"x-amzn-RequestId": str(uuid.uuid4()), "x-amzn-ErrorType": error.code}
     return Response(json.dumps(body), error.status, headers, content_type="application/x-amz-json-1.1")
+
+
+def _render_fault(error: ServiceError | S3Failure, environ: Mapping[str, Any]) -> Response:
+    """In the protocol that the caller speaks."""
+    if isinstance(error, S3Failure):
+        return Response(error.render(str(uuid.uuid4())), error.status, content_type="application/xml")
+    if "HTTP_SMITHY_PROTOCOL" in environ:
+        body = b"\xa2" + b"".join(map(_render_cbor, ("__type", error.code, "message", error.message)))
+        headers = {"smithy-protocol": "rpc-v2-cbor"}
+        return Response(body, error.status, headers, content_type="application/cbor")
+    is_query = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
+    if is_query and isinstance(error, ExpiredTokenException):
+        text = (
+            f"<ErrorResponse><Error><Code>ExpiredToken</Code><Message>{error.message}</Message></Error></ErrorResponse>"
+        )
+        return Response(text, 403, content_type="text/xml")
+    return _refuse(error)
+
+
+def _render_cbor(text: str) -> bytes:
+    data = text.encode()
+    return b"\x79" + len(data).to_bytes(2, "big") + data

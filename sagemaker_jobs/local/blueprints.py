@@ -77,13 +77,16 @@ def _build_variant(
     publisher: Publisher,
     watch: Callable[[Process], None],
 ) -> Variant:
-    name, num_instances = variant["VariantName"], int(variant["InitialInstanceCount"])
+    name, num_instances = variant["VariantName"], int(variant.get("InitialInstanceCount", 1))
     kind = serving_kind(container["Image"])
     max_bytes = service.settings.max_log_bytes
-    names = [f"{name}/i-{uuid.uuid4().hex[:17]}" for _ in range(num_instances)]
-    logs = [LogStream(endpoint_name, stream, max_bytes=max_bytes) for stream in names]
+
+    def open_log() -> LogStream:
+        return LogStream(endpoint_name, f"{name}/i-{uuid.uuid4().hex[:17]}", max_bytes=max_bytes)
+
+    logs = [open_log() for _ in range(num_instances)]
     # The server's own address and credentials come last: no request can point a model at the user's account.
-    variables = {**service.settings.environment, **container.get("Environment", {}), **service.client_environment()}
+    variables = {**service.settings.environment, **container.get("Environment", {}), **service.container_environment()}
     requirements = model_dir / "code" / "requirements.txt"
     is_required = kind == "handlers" and requirements.is_file() and service.settings.requirements == "install"
     try:
@@ -100,11 +103,21 @@ def _build_variant(
         raise
     variables["PATH"] = environment.search_path(variables.get("PATH", os.defpath))
     plan = ServingPlan(kind, model_dir, variables, environment.python)
-    servers = [Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed) for log in logs]
+
+    def plan_server(log: LogStream) -> Server:
+        return Server(plan, service.processes, name=f"{endpoint_name}/{name}", output=log.feed)
+
+    def add_server() -> tuple[Server, Outlet]:
+        log = open_log()
+        return plan_server(log), log
+
     usage = Usage(endpoint_name, name, num_instances=num_instances)
     outlets: list[Outlet] = [usage, *logs]
     capture = None
     if config.get("DataCaptureConfig", {}).get("EnableCapture", "DataCaptureConfig" in config):
         capture = Capture(config["DataCaptureConfig"], endpoint_name, name)
         outlets.append(CaptureFile(capture, logs[0]))
-    return Variant(name, variant["InitialVariantWeight"], container["Image"], servers, usage, capture, outlets)
+    return Variant(
+        name, variant["InitialVariantWeight"], container["Image"], [plan_server(log) for log in logs], usage, capture,
+        outlets, add_server, variant.get("ServerlessConfig"),
+    )  # fmt: skip

@@ -78,7 +78,7 @@ class Catalog:
     def _create(self, kind: str, name: str, params: Mapping[str, Any], *, operation: str, member: str) -> Answer:
         arn = self._service.arn(kind, name)
         known = answer_members("sagemaker", operation)
-        record = {key: value for key, value in params.items() if key in known}
+        record = {key: value for key, value in params.items() if key in known or key == "Tags"}
         record |= {member: arn, "CreationTime": time.time()}
         try:
             self._service.records.create(kind, name, record)
@@ -88,7 +88,10 @@ class Catalog:
         return {member: arn}
 
     def _get(self, kind: str, name: str) -> Answer:
-        return self._service.records.get(kind, name, missing=self._missing(kind, name))
+        record = self._service.records.get(kind, name, missing=self._missing(kind, name))
+        # ListTags answers them, no Describe does.
+        record.pop("Tags", None)
+        return record
 
     def _missing(self, kind: str, name: str) -> ValidationException:
         return ValidationException(f'Could not find {_words(kind)} "{self._service.arn(kind, name)}".')

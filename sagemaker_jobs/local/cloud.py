@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dogbreed_ml.errors import DataError
+from sagemaker_jobs.shapes import isolated_session
 
 ACCESS_KEY_ID = "local"
 SECRET_ACCESS_KEY = "local"
+INSIDE_ACCESS_KEY_ID = "inside"
+"""Of the server's own calls and those of its jobs and models, told from the user's by it."""
 NUM_PARALLEL = 8
 """Objects that one fetch or upload has under way at once."""
 _MAX_EVENTS = 10_000
@@ -184,12 +186,9 @@ class Cloud:
 
     @cached_property
     def _session(self) -> Any:
-        # No profile and no file of the user's: neither may lead these clients anywhere else.
-        nowhere: dict[str, tuple[None, None, str | None, None]] = {"profile": (None, None, None, None)}
-        nowhere |= dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
         return boto3.session.Session(
-            aws_access_key_id=ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region,
-            botocore_session=botocore.session.Session(session_vars=nowhere),
+            aws_access_key_id=INSIDE_ACCESS_KEY_ID, aws_secret_access_key=SECRET_ACCESS_KEY, region_name=self.region,
+            botocore_session=isolated_session(),
         )  # fmt: skip
 
     def _client(self, service: str) -> Any:

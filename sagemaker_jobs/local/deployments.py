@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dogbreed_ml.errors import DogbreedError
 from sagemaker_jobs.local.alarms import AlarmClock
 from sagemaker_jobs.local.fleets import Fleet, Traffic
-from sagemaker_jobs.local.hosting import canary_share, num_instances
+from sagemaker_jobs.local.hosting import num_instances, traffic_shares
 from sagemaker_jobs.local.processes import Process
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,7 @@ class Rollout:
         fleet = self.bring_up()
         try:
             self._require_silence(names)
-            share = canary_share(routing, num_instances(fleet.config))
-            if share < 1:
+            for share in traffic_shares(routing, num_instances(fleet.config))[:-1]:
                 self.report(fleet, "ActivatingTraffic")
                 traffic.split(fleet, share)
                 self._bake(fleet, names, routing["WaitIntervalInSeconds"])
@@ -131,6 +130,18 @@ class Rollout:
         before.stop(drain_s=self.drain_s)
         self.hosted.fleets.remove(before)
         return fleet
+
+    def rescale(self, config: Mapping[str, Any]) -> None:
+        """Gives the fleet that answers the weights and counts of `config`; raises DogbreedError, with it as it was."""
+        fleet = self.hosted.traffic.fleet
+        assert fleet is not None
+        try:
+            fleet.grow(config, timeouts_s=self.timeouts_s)
+        except DogbreedError:
+            self._check_cancelled()
+            raise
+        for server in self.hosted.traffic.rescale(fleet, config):
+            server.stop(drain_s=self.drain_s)
 
     def _bake(self, fleet: Fleet, alarm_names: Sequence[str], wait_s: float) -> None:
         self.report(fleet, "Baking")

@@ -1,7 +1,7 @@
 """What is on record of an endpoint: AWS's own description of it, and the changes that a deployment makes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sagemaker_jobs.local.errors import ValidationException
@@ -19,7 +19,7 @@ _LISTED = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "E
 
 
 class EndpointRecords:
-    """A record is what DescribeEndpoint answers."""
+    """A record is what DescribeEndpoint answers, and the tags."""
 
     def __init__(self, service: "LocalSageMaker") -> None:
         self._service = service
@@ -37,12 +37,14 @@ class EndpointRecords:
         if self._service.records.exists(ENDPOINT, name):
             raise ValidationException(f'Cannot create already existing endpoint "{self._service.arn(ENDPOINT, name)}".')
 
-    def create(self, name: str, config_name: str, deployment: Mapping[str, Any]) -> str:
+    def create(
+        self, name: str, config_name: str, *, deployment: Mapping[str, Any], tags: Sequence[Mapping[str, str]]
+    ) -> str:
         """Puts a Creating endpoint on record; its ARN."""
         arn, now_s = self._service.arn(ENDPOINT, name), time.time()
         record: Record = {
             "EndpointName": name, "EndpointArn": arn, "EndpointConfigName": config_name,
-            "EndpointStatus": "Creating", "CreationTime": now_s, "LastModifiedTime": now_s,
+            "EndpointStatus": "Creating", "CreationTime": now_s, "LastModifiedTime": now_s, "Tags": list(tags),
         }  # fmt: skip
         if deployment:
             record["LastDeploymentConfig"] = dict(deployment)
@@ -52,7 +54,9 @@ class EndpointRecords:
     def get(self, name: str) -> Record:
         """Raises ValidationException where there is none."""
         missing = ValidationException(f'Could not find endpoint "{self._service.arn(ENDPOINT, name)}".')
-        return self._service.records.get(ENDPOINT, name, missing=missing)
+        record = self._service.records.get(ENDPOINT, name, missing=missing)
+        record.pop("Tags", None)
+        return record
 
     def list(self, params: Mapping[str, Any]) -> Record:
         """The answer of ListEndpoints."""
@@ -66,6 +70,19 @@ class EndpointRecords:
         if deployment:
             changes["LastDeploymentConfig"] = dict(deployment)
         self._set(name, changes)
+
+    def desire(self, name: str, config: Mapping[str, Any]) -> None:
+        """Updating to the weights and counts of `config`, which DescribeEndpoint shows as desired."""
+        wanted = {variant["VariantName"]: variant for variant in config["ProductionVariants"]}
+        summaries = self.get(name)["ProductionVariants"]
+        for summary in summaries:
+            variant = wanted[summary["VariantName"]]
+            summary["DesiredWeight"] = variant["InitialVariantWeight"]
+            if "ServerlessConfig" in variant:
+                summary["DesiredServerlessConfig"] = variant["ServerlessConfig"]
+            else:
+                summary["DesiredInstanceCount"] = variant["InitialInstanceCount"]
+        self._set(name, {"EndpointStatus": "Updating", "FailureReason": None, "ProductionVariants": summaries})
 
     def report(self, name: str, fleet: Fleet, status: str) -> None:
         """How far the new fleet is: a VariantStatus."""
@@ -86,6 +103,7 @@ class EndpointRecords:
             "PendingDeploymentSummary": None,
             "FailureReason": reason[:_MAX_REASON] if reason else None,
             "DataCaptureConfig": _capture_summary(fleet.config),
+            "AsyncInferenceConfig": fleet.config.get("AsyncInferenceConfig"),
         }
         self._set(name, changes)
 

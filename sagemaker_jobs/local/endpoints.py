@@ -13,6 +13,7 @@ from werkzeug.wrappers import Request, Response
 from dogbreed_ml.errors import DogbreedError
 from sagemaker_jobs.local import hosting, invocations
 from sagemaker_jobs.local.alarms import AlarmClock, unsupported
+from sagemaker_jobs.local.backlog import Backlogs
 from sagemaker_jobs.local.blueprints import build_fleet
 from sagemaker_jobs.local.catalog import Catalog
 from sagemaker_jobs.local.deployments import Cancelled, Hosted, Rollout
@@ -39,6 +40,7 @@ class Endpoints:
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._records = EndpointRecords(service)
+        self._backlogs = Backlogs(service, account=self._account)
         catalog = self._catalog = Catalog(service)
         self.create_model, self.describe_model = catalog.create_model, catalog.describe_model
         self.list_models, self.delete_model = catalog.list_models, catalog.delete_model
@@ -67,6 +69,7 @@ class Endpoints:
             self._hosted.clear()
         with ThreadPoolExecutor(max_workers=max(1, len(hosted))) as pool:
             list(pool.map(Hosted.stop, hosted))
+        self._backlogs.close_all()
         for thread in (thread for each in hosted for thread in (each.thread, each.deleter)):
             if thread is not None:
                 thread.join()
@@ -82,9 +85,11 @@ class Endpoints:
         with self._lock:
             hosted = Hosted(name, alarm_names=_alarm_names(deployment))
             self._records.require_free(name)
-            self._reserve(hosted, config)
-            rollout = self._rollout(hosted, config)
-            arn = self._records.create(name, config["EndpointConfigName"], deployment)
+            rollout = self._rollout(hosted, config, models=self._models(config))
+            self._reserve(hosted, config, hosting.num_instances(config))
+            arn = self._records.create(
+                name, config["EndpointConfigName"], deployment=deployment, tags=params.get("Tags", ())
+            )
             self._hosted[name] = hosted
             self._launch(hosted, partial(self._create, hosted, rollout))
         return {"EndpointArn": arn}
@@ -99,24 +104,32 @@ class Endpoints:
         name = params["EndpointName"]
         config = self._catalog.get_config(params["EndpointConfigName"])
         with self._lock:
-            record = self._records.get(name)
-            hosted = self._hosted.get(name)
-            if record["EndpointStatus"] != "InService" or hosted is None or hosted.traffic.fleet is None:
-                raise ValidationException(
-                    f'Cannot update endpoint "{record["EndpointArn"]}" in status {record["EndpointStatus"]}.'
-                )
+            record, hosted, fleet = self._in_service(name)
             if params.get("RetainAllVariantProperties"):
                 excluded = [each["VariantPropertyType"] for each in params.get("ExcludeRetainedVariantProperties", ())]
-                config = hosting.retained(config, hosted.traffic.fleet.config, excluded=excluded)
+                config = hosting.retained(config, fleet.config, excluded=excluded)
             deployment = params.get("DeploymentConfig", {})
             if not deployment and params.get("RetainDeploymentConfig"):
                 deployment = record.get("LastDeploymentConfig", {})
             self._check_deployment(deployment, config)
-            self._reserve(hosted, config)
-            rollout = self._rollout(hosted, config)
+            rollout = self._rollout(hosted, config, models=self._models(config))
+            self._reserve(hosted, config, hosting.num_instances(config))
             hosted.alarm_names = _alarm_names(deployment)
             self._records.begin(name, "Updating", deployment)
             self._launch(hosted, partial(self._update, hosted, rollout, deployment))
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def update_endpoint_weights_and_capacities(self, params: Answer) -> Answer:
+        name = params["EndpointName"]
+        with self._lock:
+            record, hosted, fleet = self._in_service(name)
+            config = hosting.rescaled(fleet.config, params["DesiredWeightsAndCapacities"])
+            more = hosting.num_instances(config) - hosting.num_instances(fleet.config)
+            self._reserve(hosted, config, max(0, more))
+            # Its models' data are here already, whatever became of the models.
+            rollout = self._rollout(hosted, config, models={})
+            self._records.desire(name, config)
+            self._launch(hosted, partial(self._rescale, hosted, rollout, config))
         return {"EndpointArn": record["EndpointArn"]}
 
     def delete_endpoint(self, params: Answer) -> Answer:
@@ -136,19 +149,27 @@ class Endpoints:
 
     def invoke(self, name: str, request: Request) -> Response:
         """Answers POST /endpoints/NAME/invocations."""
-        account = self._account
         params, body = invocations.parse_request(name, request)
-        hosted = self._hosted.get(name)
-        if hosted is None or hosted.traffic.fleet is None:
-            raise ValidationError(f"Endpoint {name} of account {account} not found.")
-        return invocations.invoke(
+        hosted, fleet = self._answering(name)
+        if "AsyncInferenceConfig" in fleet.config:
+            raise ValidationError(f"Endpoint {name} is asynchronous; use InvokeEndpointAsync.")
+        answer = invocations.call(
             params,
             body,
             traffic=hosted.traffic,
-            account=account,
+            account=self._account,
             region=self._service.settings.region,
             timeout_s=self._settings.invocation_timeout_s,
         )
+        return invocations.render(answer)
+
+    def invoke_async(self, name: str, request: Request) -> Response:
+        """Answers POST /endpoints/NAME/async-invocations: with the places where the answer or the failure will be."""
+        params = invocations.parse_async_request(name, request)
+        hosted, fleet = self._answering(name)
+        if "AsyncInferenceConfig" not in fleet.config:
+            raise ValidationError(f"Endpoint {name} is not asynchronous; its config has no AsyncInferenceConfig.")
+        return self._backlogs.accept(hosted, params, config=fleet.config)
 
     def servers(self, name: str) -> list[Mapping[str, Any]]:
         """The processes that answer for an endpoint now: variant, url and pid of each; for `status` and benchmarks."""
@@ -185,6 +206,17 @@ class Endpoints:
         else:
             self._settle(hosted, fleet)
 
+    def _rescale(self, hosted: Hosted, rollout: Rollout, config: Mapping[str, Any]) -> None:
+        fleet = hosted.traffic.fleet
+        assert fleet is not None
+        try:
+            rollout.rescale(config)
+        except DogbreedError as error:
+            logger.warning("endpoint %s: not rescaled: %s", hosted.name, error)
+            self._settle(hosted, fleet, reason=str(error))
+        else:
+            self._settle(hosted, fleet)
+
     def _settle(self, hosted: Hosted, fleet: Fleet, *, reason: str | None = None) -> None:
         with self._lock:
             hosted.num_instances = hosting.num_instances(fleet.config)
@@ -192,6 +224,7 @@ class Endpoints:
 
     def _delete(self, hosted: Hosted) -> None:
         hosted.stop()
+        self._backlogs.close(hosted.name)
         with self._lock:
             if self._closed.is_set():
                 return
@@ -208,9 +241,12 @@ class Endpoints:
         hosted.thread = threading.Thread(target=run, name=f"endpoint-{hosted.name}", daemon=True)
         hosted.thread.start()
 
-    def _rollout(self, hosted: Hosted, config: Mapping[str, Any]) -> Rollout:
+    def _models(self, config: Mapping[str, Any]) -> dict[str, Answer]:
+        """Raises ValidationException for one that is gone."""
         names = {variant["ModelName"] for variant in config["ProductionVariants"]}
-        models = {name: self._catalog.get_model(name) for name in names}
+        return {name: self._catalog.get_model(name) for name in names}
+
+    def _rollout(self, hosted: Hosted, config: Mapping[str, Any], *, models: Mapping[str, Answer]) -> Rollout:
         return Rollout(
             hosted,
             lambda: build_fleet(
@@ -239,11 +275,28 @@ class Endpoints:
             if problem:
                 raise ValidationException(f"The local SageMaker cannot evaluate the alarm {name}: {problem}.")
 
-    def _reserve(self, hosted: Hosted, config: Mapping[str, Any]) -> None:
-        wanted = hosting.num_instances(config)
+    def _in_service(self, name: str) -> tuple[Answer, Hosted, Fleet]:
+        """Of an endpoint that can be updated: its record, and what is alive of it."""
+        record, hosted = self._records.get(name), self._hosted.get(name)
+        fleet = hosted.traffic.fleet if hosted else None
+        if record["EndpointStatus"] != "InService" or hosted is None or fleet is None:
+            raise ValidationException(
+                f'Cannot update endpoint "{record["EndpointArn"]}" in status {record["EndpointStatus"]}.'
+            )
+        return record, hosted, fleet
+
+    def _answering(self, name: str) -> tuple[Hosted, Fleet]:
+        """Raises ValidationError, the runtime's word, for an endpoint that answers nobody."""
+        hosted = self._hosted.get(name)
+        fleet = hosted.traffic.fleet if hosted else None
+        if hosted is None or fleet is None:
+            raise ValidationError(f"Endpoint {name} of account {self._account} not found.")
+        return hosted, fleet
+
+    def _reserve(self, hosted: Hosted, config: Mapping[str, Any], wanted: int) -> None:
         used = sum(each.num_instances for each in self._hosted.values())
         if used + wanted > self._settings.max_instances:
-            kind = config["ProductionVariants"][0]["InstanceType"]
+            kind = config["ProductionVariants"][0].get("InstanceType", "serverless")
             raise ResourceLimitExceeded(
                 f"The account-level service limit '{kind} for endpoint usage' is {self._settings.max_instances} "
                 f"Instances, with current utilization of {used} Instances and a request delta of {wanted} Instances."

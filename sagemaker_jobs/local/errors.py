@@ -7,6 +7,9 @@ ServiceError
 ├── ResourceNotFound
 ├── ResourceLimitExceeded
 ├── ConflictException
+├── ThrottlingException     too many calls; boto3 tries again by itself
+│   └── ConcurrencyExceeded     the same, of a serverless endpoint
+├── ExpiredTokenException
 ├── AccessDeniedException   a request that a web page sent
 ├── ModelError              a model's container answered an invocation with an error
 ├── ModelNotReadyException
@@ -57,6 +60,24 @@ class ResourceLimitExceeded(ServiceError):
 
 class ConflictException(ServiceError):
     """A change that another change under way forbids."""
+
+
+class ThrottlingException(ServiceError):
+    """Too many calls."""
+
+
+class ConcurrencyExceeded(ThrottlingException):
+    """A serverless endpoint that answers as many requests at once as it may."""
+
+    status = 429
+
+    @property
+    def code(self) -> str:
+        return "ThrottlingException"
+
+
+class ExpiredTokenException(ServiceError):
+    """The caller's credentials were good once."""
 
 
 class AccessDeniedException(ServiceError):

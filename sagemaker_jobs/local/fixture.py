@@ -3,10 +3,12 @@
 A process of its own, for the whole session: neither its threads nor moto's buckets are those of the tests.
 """
 
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ class RunningServer:
         """The server and all that it runs, now."""
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
+
+    def order_faults(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /local/faults: the order as `Faults.apply` has it, `{}` for none; what is left of all, and the hits."""
+        request = urllib.request.Request(f"{self.url}/local/faults", data=json.dumps(dict(order)).encode())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            left: dict[str, Any] = json.loads(answer.read())
+        return left
 
     def client(self, service: str) -> Any:
         """A boto3 client of it; close it in the test."""

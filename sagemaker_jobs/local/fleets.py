@@ -4,7 +4,7 @@ import logging
 import random
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from dogbreed_ml.errors import DogbreedError
 from sagemaker_jobs.local.capture import Capture
+from sagemaker_jobs.local.errors import ConcurrencyExceeded
 from sagemaker_jobs.local.publishing import Outlet, Publisher
 from sagemaker_jobs.local.serving import Server
 
@@ -24,7 +25,7 @@ class FleetError(DogbreedError):
 
 @dataclass(eq=False)
 class Variant:
-    """A production variant: one process for each of its instances."""
+    """A production variant: one process for each of its instances, one in all where it is serverless."""
 
     name: str
     weight: float
@@ -33,9 +34,21 @@ class Variant:
     usage: Any
     capture: Capture | None = None
     outlets: Sequence[Outlet] = ()
+    add_server: Callable[[], tuple[Server, Outlet]] | None = None
+    """Plans one more process, and what publishes its output."""
+    serverless: Mapping[str, Any] | None = None
+    """Its ServerlessConfig."""
 
     def acquire(self) -> Server | None:
-        """The ready process with the fewest invocations, announced to it; None where all are down."""
+        """The ready process with the fewest invocations, announced to it; None where all are down.
+
+        Raises ConcurrencyExceeded where a serverless variant answers its MaxConcurrency of requests.
+        """
+        if self.serverless and sum(each.num_running for each in self.servers) >= self.serverless["MaxConcurrency"]:
+            raise ConcurrencyExceeded(
+                f"Rate exceeded: variant {self.name} answers MaxConcurrency {self.serverless['MaxConcurrency']} "
+                "requests already."
+            )
         ready = [server for server in self.servers if server.is_ready]
         if not ready:
             return None
@@ -70,6 +83,41 @@ class Fleet:
                         f"check. Please check CloudWatch logs for this endpoint. ({problem})"
                     )
 
+    def grow(self, config: Mapping[str, Any], *, timeouts_s: Mapping[str, float]) -> None:
+        """Adds the processes that `config` has more, and waits for them; raises FleetError, and takes them back."""
+        added: list[tuple[Variant, Server]] = []
+        for wanted in config["ProductionVariants"]:
+            variant = self.variants[wanted["VariantName"]]
+            assert variant.add_server is not None
+            for _ in range(int(wanted.get("InitialInstanceCount", 1)) - len(variant.servers)):
+                server, outlet = variant.add_server()
+                # Known before it runs, so that whoever stops the fleet stops it too.
+                variant.servers, variant.outlets = [*variant.servers, server], [*variant.outlets, outlet]
+                self.publisher.add(outlet)
+                added.append((variant, server))
+        for _, server in added:
+            server.start()
+        for variant, server in added:
+            problem = server.wait_ready(timeouts_s[variant.name])
+            if problem is not None:
+                for other, each in added:
+                    each.stop()
+                    other.servers = [kept for kept in other.servers if kept is not each]
+                raise FleetError(f"Variant {variant.name} could not be scaled: {problem}")
+
+    def rescale(self, config: Mapping[str, Any]) -> list[Server]:
+        """Takes on the weights and counts of `config`; the processes that nobody is sent to any more."""
+        left: list[Server] = []
+        for wanted in config["ProductionVariants"]:
+            variant = self.variants[wanted["VariantName"]]
+            count = int(wanted.get("InitialInstanceCount", 1))
+            left += variant.servers[count:]
+            variant.servers = variant.servers[:count]
+            variant.weight, variant.serverless = wanted["InitialVariantWeight"], wanted.get("ServerlessConfig")
+            variant.usage.num_instances = count
+        self.config = config
+        return left
+
     def choose(self) -> Variant:
         """A variant, by weight."""
         variants = list(self.variants.values())
@@ -94,9 +142,11 @@ class Fleet:
                 "DeployedImages": [image],
                 "CurrentWeight": variant.weight,
                 "DesiredWeight": variant.weight,
-                "CurrentInstanceCount": len(variant.servers),
-                "DesiredInstanceCount": len(variant.servers),
             }
+            if variant.serverless:
+                summary |= dict.fromkeys(("CurrentServerlessConfig", "DesiredServerlessConfig"), variant.serverless)
+            else:
+                summary |= dict.fromkeys(("CurrentInstanceCount", "DesiredInstanceCount"), len(variant.servers))
             if status is not None:
                 summary["VariantStatus"] = [{"Status": status, "StartTime": time_s}]
             described.append(summary)
@@ -127,6 +177,11 @@ class Traffic:
         """`share` in [0, 1] of the traffic to the new fleet, the rest to the one before."""
         with self._lock:
             self._new, self._share = new, share
+
+    def rescale(self, fleet: Fleet, config: Mapping[str, Any]) -> list[Server]:
+        """Between two invocations; the processes that are to be ended."""
+        with self._lock:
+            return fleet.rescale(config)
 
     def acquire(self, target: str | None) -> tuple[Variant, Server | None] | None:
         """A variant, by weight or by name, and a process that waits for the invocation; None for an unknown name.

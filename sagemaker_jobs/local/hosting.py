@@ -3,6 +3,7 @@
 All of it is pure; what AWS refuses is refused in AWS's words, what only the local SageMaker lacks is refused by name.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,10 @@ ServingKind = Literal["handlers", "mlflow"]
 
 _IMAGES: Mapping[str, ServingKind] = {"pytorch-inference": "handlers", "mlflow-pyfunc": "mlflow"}
 """A repository whose name holds the key is served so."""
-_MAX_CANARY_PERCENT = 50
+_STEPS = {"CANARY": ("CanarySize", 1), "LINEAR": ("LinearStepSize", 10)}
+"""What traffic is shifted by, and the least percentage of it."""
+_MAX_STEP_PERCENT = 50
+_SERVERLESS_MEMORY_STEP_MB = 1024
 _LOCAL = "The local SageMaker does not support"
 
 
@@ -94,23 +98,57 @@ def model_source(container: Mapping[str, Any]) -> tuple[str, bool]:
 
 def check_endpoint_config(params: Mapping[str, Any], model_names: Sequence[str]) -> None:
     """Refuses a CreateEndpointConfig request; `model_names` are the models there are."""
-    _refuse(params, "", ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProductionVariants"))
+    _refuse(params, "", ("ExplainerConfig", "ShadowProductionVariants"))
     names = [variant["VariantName"] for variant in params["ProductionVariants"]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValidationException(f"Variant names must be unique within an endpoint config, got {repeated[0]} twice.")
     for variant in params["ProductionVariants"]:
-        _refuse(variant, "ProductionVariants", ("ServerlessConfig", "InstancePools"))
-        for member in ("ModelName", "InstanceType", "InitialInstanceCount"):
+        _refuse(variant, "ProductionVariants", ("InstancePools",))
+        instance = () if "ServerlessConfig" in variant else ("InstanceType", "InitialInstanceCount")
+        for member in ("ModelName", *instance):
             if member not in variant:
                 raise ValidationException(f"ProductionVariants must specify {member}.")
         if variant["ModelName"] not in model_names:
             raise ValidationException(f'Could not find model "{variant["ModelName"]}".')
     if sum(variant_weight(variant) for variant in params["ProductionVariants"]) == 0:
         raise ValidationException("At least one production variant must have a weight above 0.")
+    _check_serverless(params)
+    _check_async(params)
     capture = params.get("DataCaptureConfig")
     if capture and not capture["DestinationS3Uri"].startswith("s3://"):
         raise ValidationException(f"{_LOCAL} data capture to {capture['DestinationS3Uri']}; it must be s3://BUCKET.")
+
+
+def _check_serverless(params: Mapping[str, Any]) -> None:
+    variants = [variant for variant in params["ProductionVariants"] if "ServerlessConfig" in variant]
+    for variant in variants:
+        _refuse(variant["ServerlessConfig"], "ServerlessConfig", ("ProvisionedConcurrency",))
+        given = [member for member in ("InstanceType", "InitialInstanceCount") if member in variant]
+        if given:
+            raise ValidationException(f"A variant has ServerlessConfig or {' and '.join(given)}, not both.")
+        memory = variant["ServerlessConfig"]["MemorySizeInMB"]
+        if memory % _SERVERLESS_MEMORY_STEP_MB:
+            raise ValidationException(
+                f"ServerlessConfig.MemorySizeInMB must be a multiple of {_SERVERLESS_MEMORY_STEP_MB}, got {memory}."
+            )
+    if variants and len(params["ProductionVariants"]) > 1:
+        raise ValidationException("A serverless endpoint has one production variant.")
+    for member in ("DataCaptureConfig", "AsyncInferenceConfig"):
+        if variants and member in params:
+            raise ValidationException(f"{member} is not supported for serverless endpoints.")
+
+
+def _check_async(params: Mapping[str, Any]) -> None:
+    if "AsyncInferenceConfig" not in params:
+        return
+    output = params["AsyncInferenceConfig"]["OutputConfig"]
+    _refuse(output, "AsyncInferenceConfig.OutputConfig", ("NotificationConfig",))
+    if "S3OutputPath" not in output:
+        raise ValidationException("AsyncInferenceConfig.OutputConfig must specify S3OutputPath.")
+    for member in ("S3OutputPath", "S3FailurePath"):
+        if not output.get(member, "s3://").startswith("s3://"):
+            raise ValidationException(f"{_LOCAL} {member} {output[member]}; it must be s3://BUCKET/PREFIX.")
 
 
 def variant_weight(variant: Mapping[str, Any]) -> float:
@@ -121,32 +159,75 @@ def check_deployment(deployment: Mapping[str, Any], num_instances: int) -> None:
     """Refuses a DeploymentConfig; `num_instances` are those of the fleet that it brings up."""
     _refuse(deployment, "DeploymentConfig", ("RollingUpdatePolicy",))
     routing = deployment.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
-    if routing.get("Type") == "LINEAR":
-        raise ValidationException(f"{_LOCAL} TrafficRoutingConfiguration of type LINEAR; use ALL_AT_ONCE or CANARY.")
-    if routing.get("Type") == "CANARY":
-        if "CanarySize" not in routing:
-            raise ValidationException("CanarySize must be specified for TrafficRoutingConfiguration of type CANARY.")
-        size = routing["CanarySize"]
-        percent = canary_share(routing, num_instances) * 100
-        if size["Type"] == "CAPACITY_PERCENT" and not percent <= _MAX_CANARY_PERCENT:
-            raise ValidationException(f"CanarySize must be at most {_MAX_CANARY_PERCENT} percent, got {size['Value']}.")
-        if size["Type"] == "INSTANCE_COUNT" and size["Value"] >= num_instances:
-            raise ValidationException(
-                f"CanarySize must be below the {num_instances} instances of the endpoint, got {size['Value']}."
-            )
+    kind = routing.get("Type")
+    if kind not in _STEPS:
+        return
+    member, low = _STEPS[kind]
+    if member not in routing:
+        raise ValidationException(f"{member} must be specified for TrafficRoutingConfiguration of type {kind}.")
+    size = routing[member]
+    percent = _share(size, num_instances) * 100
+    if size["Type"] == "CAPACITY_PERCENT" and not low <= percent <= _MAX_STEP_PERCENT:
+        raise ValidationException(
+            f"{member} must be at least {low} and at most {_MAX_STEP_PERCENT} percent, got {size['Value']}."
+        )
+    if size["Type"] == "INSTANCE_COUNT" and size["Value"] >= num_instances:
+        raise ValidationException(
+            f"{member} must be below the {num_instances} instances of the endpoint, got {size['Value']}."
+        )
 
 
-def canary_share(routing: Mapping[str, Any], num_instances: int) -> float:
-    """Share in (0, 1] of the traffic that goes to the new fleet first."""
-    if routing.get("Type") != "CANARY":
-        return 1.0
-    size = routing["CanarySize"]
+def traffic_shares(routing: Mapping[str, Any], num_instances: int) -> list[float]:
+    """Shares in (0, 1] of the traffic that go to the new fleet, one after the other; the last is 1."""
+    kind = routing.get("Type")
+    if kind not in _STEPS:
+        return [1.0]
+    share = _share(routing[_STEPS[kind][0]], num_instances)
+    if kind == "CANARY":
+        return [share, 1.0]
+    # 1/3 three times is not 1, and no step of its own.
+    num_steps = math.ceil(1 / share - 1e-9)
+    return [*(share * step for step in range(1, num_steps)), 1.0]
+
+
+def _share(size: Mapping[str, Any], num_instances: int) -> float:
     return float(size["Value"]) / (100 if size["Type"] == "CAPACITY_PERCENT" else num_instances)
 
 
 def num_instances(config: Mapping[str, Any]) -> int:
-    """Of all variants of an endpoint config."""
-    return sum(int(variant["InitialInstanceCount"]) for variant in config["ProductionVariants"])
+    """Of all variants of an endpoint config; a serverless one is served by one process."""
+    return sum(int(variant.get("InitialInstanceCount", 1)) for variant in config["ProductionVariants"])
+
+
+def rescaled(config: Mapping[str, Any], desired: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The endpoint config with DesiredWeightsAndCapacities of UpdateEndpointWeightsAndCapacities."""
+    changes = {each["VariantName"]: each for each in desired}
+    names = [variant["VariantName"] for variant in config["ProductionVariants"]]
+    if unknown := sorted(set(changes) - set(names)):
+        raise ValidationException(f"The endpoint has no variants {', '.join(unknown)}; it has {', '.join(names)}.")
+    variants = [_rescaled(variant, changes.get(variant["VariantName"], {})) for variant in config["ProductionVariants"]]
+    if sum(variant_weight(variant) for variant in variants) == 0:
+        raise ValidationException("At least one production variant must have a weight above 0.")
+    return {**config, "ProductionVariants": variants}
+
+
+def _rescaled(variant: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(variant)
+    if "DesiredWeight" in change:
+        result["InitialVariantWeight"] = float(change["DesiredWeight"])
+    if "DesiredInstanceCount" in change:
+        if "ServerlessConfig" in variant or change["DesiredInstanceCount"] < 1:
+            raise ValidationException(
+                f"DesiredInstanceCount of variant {variant['VariantName']} must be at least 1, and is not for "
+                "serverless variants."
+            )
+        result["InitialInstanceCount"] = change["DesiredInstanceCount"]
+    if "ServerlessUpdateConfig" in change:
+        if "ServerlessConfig" not in variant:
+            raise ValidationException(f"Variant {variant['VariantName']} is not serverless.")
+        _refuse(change["ServerlessUpdateConfig"], "ServerlessUpdateConfig", ("ProvisionedConcurrency",))
+        result["ServerlessConfig"] = {**variant["ServerlessConfig"], **change["ServerlessUpdateConfig"]}
+    return result
 
 
 def retained(config: Mapping[str, Any], current: Mapping[str, Any], *, excluded: Sequence[str]) -> dict[str, Any]:

@@ -238,7 +238,7 @@ class JobRun:
             "HOME": str(host.home_dir), "TMPDIR": str(host.tmp_dir), "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(host.code_dir), "NO_PROXY": "127.0.0.1,localhost",
             "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": self._service.settings.region,
-            **self._service.client_environment(), "TRAINING_JOB_NAME": name,
+            **self._service.container_environment(), "TRAINING_JOB_NAME": name,
             "TRAINING_JOB_ARN": self._service.arn("training-job", name),
             **host.variables(name, self.plan.hyperparameters, self.plan.channels), **own,
         }  # fmt: skip

@@ -50,7 +50,7 @@ class Usage:
             {"Name": "EndpointName", "Value": endpoint_name},
             {"Name": "VariantName", "Value": variant_name},
         ]
-        self._num_instances = num_instances
+        self.num_instances = num_instances
         self._lock = threading.Lock()
         self._tallies: dict[tuple[str, str], _Tally] = {}
 
@@ -59,7 +59,7 @@ class Usage:
         is_client, is_server = 400 <= status < 500, status == 0 or status >= 500
         values = {
             ("Invocations", "Count"): 1.0,
-            ("InvocationsPerInstance", "Count"): 1.0 / self._num_instances,
+            ("InvocationsPerInstance", "Count"): 1.0 / self.num_instances,
             ("ModelLatency", "Microseconds"): latency_s * 1e6,
             ("OverheadLatency", "Microseconds"): overhead_s * 1e6,
             # A zero for each success: the average is the share of errors, as in AWS.

@@ -11,6 +11,12 @@ from sagemaker_jobs.local.errors import ValidationException
 MAX_HYPERPARAMETERS = 30
 """All ranges of a tuning job together; botocore's model bounds each list alone."""
 
+KINDS = {
+    "IntegerParameterRanges": "integer",
+    "ContinuousParameterRanges": "continuous",
+    "CategoricalParameterRanges": "categorical",
+}
+
 _AUTO_LOGARITHMIC_RATIO = 100.0
 """Auto takes the logarithmic scale from this ratio of the ends on: AWS does not publish its rule."""
 
@@ -48,6 +54,19 @@ def num_combinations(distributions: Mapping[str, BaseDistribution]) -> int:
 def render_value(value: object) -> str:
     """A sampled value as the training job gets it; a float keeps all its digits."""
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def parse_value(text: str, distribution: BaseDistribution) -> object:
+    """A training job's string as a value of the distribution's kind, or None; it need not be within the range."""
+    try:
+        match distribution:
+            case IntDistribution():
+                return int(text)
+            case FloatDistribution():
+                return float(text)
+    except ValueError:
+        return None
+    return text
 
 
 def _each(ranges: Mapping[str, Any]) -> Iterator[tuple[str, BaseDistribution]]:

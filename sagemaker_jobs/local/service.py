@@ -13,8 +13,9 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from dogbreed_ml.errors import ConfigError
 from sagemaker_jobs.local.application import Application, RequestHandler
-from sagemaker_jobs.local.cloud import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Cloud
+from sagemaker_jobs.local.cloud import ACCESS_KEY_ID, INSIDE_ACCESS_KEY_ID, SECRET_ACCESS_KEY, Cloud
 from sagemaker_jobs.local.endpoints import Endpoints
+from sagemaker_jobs.local.faults import Faults
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.processes import Processes
 from sagemaker_jobs.local.records import Records
@@ -72,6 +73,7 @@ class LocalSageMaker:
         self._thread: threading.Thread | None = None
         self.records = Records(self.root_dir / "records")
         self.processes = Processes()
+        self.faults = Faults()
         self.training = TrainingJobs(self)
         self.tuning = TuningJobs(self)
         self.endpoints = Endpoints(self)
@@ -90,13 +92,17 @@ class LocalSageMaker:
         return f"arn:aws:sagemaker:{self.settings.region}:{ACCOUNT}:{kind}/{name.lower()}"
 
     def client_environment(self) -> dict[str, str]:
-        """What boto3, in a job or in the user's shell, needs to find this server."""
+        """What boto3 in the user's shell needs to find this server."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_DEFAULT_REGION": self.settings.region,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
             "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
         }
+
+    def container_environment(self) -> dict[str, str]:
+        """The same for a job or a model, whose calls meet no fault."""
+        return {**self.client_environment(), "AWS_ACCESS_KEY_ID": INSIDE_ACCESS_KEY_ID}
 
     def start(self) -> None:
         """Answers requests when it returns; raises ConfigError where the address cannot be had."""

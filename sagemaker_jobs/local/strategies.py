@@ -13,9 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from sagemaker_jobs.local.ranges import render_value
+from sagemaker_jobs.local.ranges import parse_value, render_value
 from sagemaker_jobs.local.stopping import is_below_median, is_value
 
 StrategyName = Literal["Bayesian", "Random", "Hyperband", "Grid"]
@@ -25,6 +25,15 @@ _STUDY_NAME = "tuning-job"
 
 _MAX_STARTUP_JOBS = 10
 _REDUCTION_FACTOR = 3
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A training job of an earlier tuning job."""
+
+    values: Mapping[str, str]
+    """By hyperparameter; more than those that are searched."""
+    objective: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Search:
     min_resource: int = 1
     max_resource: int | None = None
     """Epochs of a whole job; Hyperband needs it."""
+    prior: Sequence[Prior] = ()
+    """What is known already; Bayesian learns from those whose values are all within the ranges."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,10 @@ class Strategy:
             sampler=_build_sampler(search),
             pruner=_build_pruner(search),
         )
+        known = [trial for prior in search.prior if (trial := _known_trial(prior, search.distributions))]
+        self._study.add_trials(known)
+        self.num_known = len(known)
+        """Jobs of earlier tuning jobs that the search starts from."""
         self._trials: dict[int, Trial] = {}
         self._num_reported: dict[int, int] = {}
         self._completed: list[tuple[float, ...]] = []
@@ -81,8 +96,9 @@ class Strategy:
     def suggest(self) -> Suggestion:
         """The next values; a grid gives each combination once in its first `num_jobs` suggestions."""
         trial = self._study.ask(dict(self._search.distributions))
-        self._trials[trial.number] = trial
-        return Suggestion(trial.number, {name: render_value(value) for name, value in trial.params.items()})
+        number = trial.number - self.num_known
+        self._trials[number] = trial
+        return Suggestion(number, {name: render_value(value) for name, value in trial.params.items()})
 
     def is_hopeless(self, number: int, series: Sequence[float]) -> bool:
         """Whether a running job should be stopped, given its objective values so far, one an epoch.
@@ -116,6 +132,15 @@ class Strategy:
             if epoch > (self._search.max_resource or epoch) or trial.should_prune():
                 return True
         return False
+
+
+def _known_trial(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
+    """None where a value is missing or outside its range."""
+    try:
+        params = {name: parse_value(prior.values[name], each) for name, each in distributions.items()}
+        return create_trial(params=params, distributions=dict(distributions), value=prior.objective)
+    except (KeyError, ValueError):
+        return None
 
 
 def _build_sampler(search: Search) -> BaseSampler:

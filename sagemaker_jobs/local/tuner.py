@@ -111,7 +111,11 @@ class Tuner:
         best = best_job(summaries, maximize=self._plan.search.maximize)
         if best is not None:
             record["BestTrainingJob"] = best
-            record["OverallBestTrainingJob"] = {**best, "TuningJobName": self._plan.name}
+        if self._plan.parent_jobs is not None:
+            own = [{**summary, "TuningJobName": self._plan.name} for summary in summaries]
+            overall = best_job([*self._plan.parent_jobs, *own], maximize=self._plan.search.maximize)
+            if overall is not None:
+                record["OverallBestTrainingJob"] = overall
         if self._reason is not None:
             record["FailureReason"] = self._reason
         return record

@@ -9,6 +9,7 @@ from sagemaker_jobs.local.errors import ResourceNotFound, ValidationException
 from sagemaker_jobs.local.listing import select
 from sagemaker_jobs.local.tuner import ENDED, Outcome, Tuner, count, final_value
 from sagemaker_jobs.local.tuningplan import TuningPlan, parse_plan
+from sagemaker_jobs.local.warmstart import parent_names
 from sagemaker_jobs.shapes import answer_members, structure_members
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class TuningJobs:
             runner.join()
 
     def create_hyper_parameter_tuning_job(self, params: Row) -> Row:
-        plan = parse_plan(params)
         records, now = self._service.records, time.time()
+        parents = {name: records.get(KIND, name) for name in parent_names(params) if records.exists(KIND, name)}
+        plan = parse_plan(params, others=parents)
         arn = self._service.arn(KIND, plan.name)
         record = {
             **params,

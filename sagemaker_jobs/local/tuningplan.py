@@ -1,8 +1,8 @@
 """What a CreateHyperParameterTuningJob request asks for, checked beyond its shape, and the training jobs' requests."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sagemaker_jobs.local.errors import ResourceLimitExceeded, ValidationException
@@ -11,6 +11,7 @@ from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.stopping import Criteria
 from sagemaker_jobs.local.strategies import Search
 from sagemaker_jobs.local.trainingplan import plan_training
+from sagemaker_jobs.local.warmstart import check_warm_start, evaluated_jobs, prior_jobs
 
 MAX_JOBS, MAX_PARALLEL_JOBS = 750, 100
 """AWS's own default quotas."""
@@ -22,7 +23,7 @@ _EPOCH_NAMES = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")
 OBJECTIVE_HYPERPARAMETER = "_tuning_objective_metric"
 """SageMaker hands the objective's name to each job under this one; it is no argument of the script."""
 
-_NOT_SUPPORTED = ("TrainingJobDefinitions", "WarmStartConfig", "Autotune")
+_NOT_SUPPORTED = ("TrainingJobDefinitions", "Autotune")
 _COPIED = (
     "RoleArn", "InputDataConfig", "VpcConfig", "OutputDataConfig", "StoppingCondition", "EnableNetworkIsolation",
     "EnableInterContainerTrafficEncryption", "EnableManagedSpotTraining", "RetryStrategy", "Environment",
@@ -42,6 +43,8 @@ class TuningPlan:
     max_runtime_s: float | None
     definition: Mapping[str, Any]
     tags: list[dict[str, str]]
+    parent_jobs: Sequence[dict[str, Any]] | None = ()
+    """Summaries, with TuningJobName, that the overall best training job may be one of; None where there is none."""
 
     def training_request(self, job_name: str, values: Mapping[str, str]) -> dict[str, Any]:
         """CreateTrainingJob's request for one job of the tuning job."""
@@ -63,8 +66,11 @@ class TuningPlan:
         return request
 
 
-def parse_plan(params: Mapping[str, Any]) -> TuningPlan:
-    """Raises ValidationException or ResourceLimitExceeded; `params` fit the shape already."""
+def parse_plan(params: Mapping[str, Any], *, others: Mapping[str, dict[str, Any]] | None = None) -> TuningPlan:
+    """Raises ValidationException or ResourceLimitExceeded; `params` fit the shape already.
+
+    `others` are the records of the tuning jobs that there are, by name, for a warm start.
+    """
     for key in _NOT_SUPPORTED:
         if params.get(key):
             raise ValidationException(f"{key} is not supported by the local SageMaker.")
@@ -93,7 +99,21 @@ def parse_plan(params: Mapping[str, Any]) -> TuningPlan:
     probe = plan.training_request(_PROBE_NAME, first)
     check_request("sagemaker", "CreateTrainingJob", probe)
     plan_training(probe)
-    return plan
+    return _warm(plan, params, others or {}) if params.get("WarmStartConfig") else plan
+
+
+def _warm(plan: TuningPlan, params: Mapping[str, Any], others: Mapping[str, dict[str, Any]]) -> TuningPlan:
+    check_warm_start(params, others)
+    config = params["WarmStartConfig"]
+    parents = [others[each["HyperParameterTuningJobName"]] for each in config["ParentHyperParameterTuningJobs"]]
+    num_jobs = plan.search.num_jobs + sum(len(parent["Jobs"]) for parent in parents)
+    _check_quota("training jobs per hyper parameter tuning job", num_jobs, MAX_JOBS)
+    is_comparable = config["WarmStartType"] == "IdenticalDataAndAlgorithm"
+    return replace(
+        plan,
+        search=replace(plan.search, prior=tuple(prior_jobs(params, others))),
+        parent_jobs=evaluated_jobs(params, others) if is_comparable else None,
+    )
 
 
 def _check_metric(name: str, algorithm: Mapping[str, Any]) -> None:

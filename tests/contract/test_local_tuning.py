@@ -118,7 +118,8 @@ def test_bayesian_tuning_job_trains_and_finds_the_best(tuning: Tuning) -> None:
 
 
 def test_description_is_what_was_asked_for(tuning: Tuning) -> None:
-    made = tuning_request("echo", tuning.program, jobs=1, parallel=1)
+    tags = [{"Key": "run", "Value": "abc"}]
+    made = tuning_request("echo", tuning.program, jobs=1, parallel=1) | {"Tags": tags}
     tuning.client.create_hyper_parameter_tuning_job(**made)
     running = tuning.server.tuning.describe_hyper_parameter_tuning_job({"HyperParameterTuningJobName": "echo"})
     check_answer("sagemaker", "DescribeHyperParameterTuningJob", running)
@@ -129,6 +130,10 @@ def test_description_is_what_was_asked_for(tuning: Tuning) -> None:
         "DescribeHyperParameterTuningJob",
         tuning.server.tuning.describe_hyper_parameter_tuning_job({"HyperParameterTuningJobName": "echo"}),
     )
+    arn = description["HyperParameterTuningJobArn"]
+    tuning.client.add_tags(ResourceArn=arn, Tags=[{"Key": "more", "Value": "1"}])
+    assert tuning.client.list_tags(ResourceArn=arn)["Tags"] == [*tags, {"Key": "more", "Value": "1"}]
+    assert tuning.client.list_tags(ResourceArn=tuning.jobs("echo")[0]["TrainingJobArn"])["Tags"] == tags
     assert description["HyperParameterTuningJobConfig"] == made["HyperParameterTuningJobConfig"]
     assert description["TrainingJobDefinition"] == made["TrainingJobDefinition"]
     assert description["HyperParameterTuningEndTime"] >= description["CreationTime"]
@@ -404,15 +409,7 @@ def test_tuning_jobs_side_by_side_all_end(tuning: Tuning) -> None:
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        (
-            "WarmStartConfig",
-            {
-                "WarmStartConfig": {
-                    "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": "other"}],
-                    "WarmStartType": "TransferLearning",
-                }
-            },
-        ),
+        ("TrainingJobDefinitions", {"TrainingJobDefinitions": [tuning_request("any", {})["TrainingJobDefinition"]]}),
         ("Autotune", {"Autotune": {"Mode": "Enabled"}}),
     ],
 )
@@ -474,3 +471,40 @@ def test_tuning_job_that_runs_when_the_server_ends_is_failed_for_the_next_one(tm
     assert "server" in description["FailureReason"] or "SageMaker ended" in description["FailureReason"]
     assert description["TrainingJobStatusCounters"]["InProgress"] == 0
     assert {job["TrainingJobStatus"] for job in jobs} == {"Failed"}
+
+
+def _warm(kind: str, *parents: str) -> dict[str, Any]:
+    named = [{"HyperParameterTuningJobName": name} for name in parents]
+    return {"WarmStartConfig": {"ParentHyperParameterTuningJobs": named, "WarmStartType": kind}}
+
+
+def test_warm_start_goes_on_from_its_parents(tuning: Tuning) -> None:
+    create = tuning.client.create_hyper_parameter_tuning_job
+    # The parent of four sees the best value, which one more job is most unlikely to beat.
+    lrs = {"CategoricalParameterRanges": [{"Name": "lr", "Values": ["0.01", "0.1", "1"]}]}
+    config = {"Strategy": "Random", "ParameterRanges": lrs}
+    tuning.create("parent", jobs=4, parallel=2, config=config)
+    refused = tuning_request("child", tuning.program, jobs=1, parallel=1, config=config)
+    code, message = refusal(create, **refused, **_warm("IdenticalDataAndAlgorithm", "parent"))
+    assert (code, "a parent must be Completed, Failed or Stopped" in message) == ("ValidationException", True)
+    parent = tuning.wait("parent")
+    bayesian = tuning_request(
+        "child", tuning.program, jobs=1, parallel=1, config={**config, "Strategy": "Bayesian"}, static={}
+    )
+    create(**bayesian, **_warm("IdenticalDataAndAlgorithm", "parent"))
+    child = tuning.wait("child")
+
+    assert child["WarmStartConfig"] == _warm("IdenticalDataAndAlgorithm", "parent")["WarmStartConfig"]
+    best = max((parent["BestTrainingJob"], child["BestTrainingJob"]), key=value)
+    overall = child["OverallBestTrainingJob"]
+    assert (overall["TrainingJobName"], value(overall)) == (best["TrainingJobName"], value(best))
+    assert overall["TuningJobName"] == ("parent" if best == parent["BestTrainingJob"] else "child")
+    answer = tuning.server.tuning.describe_hyper_parameter_tuning_job({"HyperParameterTuningJobName": "child"})
+    check_answer("sagemaker", "DescribeHyperParameterTuningJob", answer)
+    # Other ranges, in part the parents' own.
+    moved = {"CategoricalParameterRanges": [{"Name": "lr", "Values": ["0.01", "0.02"]}]}
+    made = tuning_request(
+        "moved", tuning.program, jobs=1, parallel=1, config={"Strategy": "Bayesian", "ParameterRanges": moved}
+    )
+    create(**made, **_warm("TransferLearning", "parent", "child"))
+    assert "OverallBestTrainingJob" not in tuning.wait("moved")

@@ -1,6 +1,7 @@
 """The gate with real servers and a real store; models are planted: better, worse, equal, slow, blind to a breed."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,11 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """One store and one set of drawings; each project has a model name of its own."""
-    return tmp_path_factory.mktemp("gate")
+    folder = tmp_path_factory.mktemp("gate")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
 
 
 def _failed(promotion: Promotion) -> list[str]:

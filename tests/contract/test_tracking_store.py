@@ -37,12 +37,14 @@ class Store:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "http"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "sqlite":
         yield Store(folder, {})
         return
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, empty_store=empty_store)
     server.start()
     yield Store(folder, {"MLFLOW_TRACKING_URI": server.url})
     server.stop()
@@ -74,6 +76,7 @@ def _splits() -> Splits:
 class Epoch:
     epoch: int
     metrics: dict[str, float]
+    ended_ms: int | None = None
 
 
 class TestTrackingStore:

@@ -112,6 +112,25 @@ def test_canary_gets_its_share_before_the_rest(client: Client) -> None:
     assert {client.invoke("canary") for _ in range(5)} == {b"green"}
 
 
+def test_linear_update_goes_up_in_steps(client: Client) -> None:
+    client.deploy("linear", answer="blue")
+    _prepare(client, "linear-2", answer="green")
+    policy = _policy()
+    policy["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = {
+        "Type": "LINEAR", "WaitIntervalInSeconds": 1, "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 40},
+    }  # fmt: skip
+    answers = []
+    client.sagemaker.update_endpoint(EndpointName="linear", EndpointConfigName="linear-2", DeploymentConfig=policy)
+    while client.sagemaker.describe_endpoint(EndpointName="linear")["EndpointStatus"] == "Updating":
+        answers.append(client.invoke("linear"))
+    assert client.invoke("linear") == b"green"
+    # A second at 40 %, then one at 80 %: hundreds of answers each.
+    last_blue = max(index for index, answer in enumerate(answers) if answer == b"blue")
+    mixed = answers[answers.index(b"green") : last_blue + 1]
+    first, second = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+    assert 0 < first.count(b"green") < second.count(b"green") < len(second)
+
+
 def test_alarm_rolls_the_update_back(client: Client) -> None:
     client.deploy("alarmed", answer="blue")
     _prepare(client, "alarmed-2", answer="", code=FAILING)

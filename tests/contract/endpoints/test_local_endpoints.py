@@ -92,6 +92,46 @@ def test_model_data_may_be_a_prefix(client: Client) -> None:
     assert client.invoke("unpacked") == b"from a prefix"
 
 
+def test_tags_of_models_configs_and_endpoints_are_kept_and_changed(client: Client) -> None:
+    sagemaker = client.sagemaker
+    tags = [{"Key": "run", "Value": "abc"}, {"Key": "expires", "Value": "2030-01-01T00:00:00Z"}]
+    client.s3.put_object(Bucket=BUCKET, Key="tagged/model.tar.gz", Body=pack({"code/inference.py": ECHO}))
+    container = {"Image": PYTORCH, "ModelDataUrl": f"s3://{BUCKET}/tagged/model.tar.gz"}
+    model = sagemaker.create_model(ModelName="Tagged", PrimaryContainer=container, ExecutionRoleArn=ROLE, Tags=tags)
+    variant = {
+        "VariantName": "all", "ModelName": "Tagged", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1,
+    }  # fmt: skip
+    config = sagemaker.create_endpoint_config(EndpointConfigName="Tagged", ProductionVariants=[variant], Tags=tags)
+    endpoint = sagemaker.create_endpoint(EndpointName="Tagged", EndpointConfigName="Tagged", Tags=tags)
+    arns = [model["ModelArn"], config["EndpointConfigArn"], endpoint["EndpointArn"]]
+    for arn in arns:
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == tags
+        sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "run", "Value": "def"}])
+        sagemaker.delete_tags(ResourceArn=arn, TagKeys=["expires"])
+    client.settled("Tagged")
+    for arn in arns:
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "run", "Value": "def"}]
+    endpoints = client.server.endpoints
+    check_answer("sagemaker", "DescribeModel", endpoints.describe_model({"ModelName": "Tagged"}))
+    check_answer(
+        "sagemaker", "DescribeEndpointConfig", endpoints.describe_endpoint_config({"EndpointConfigName": "Tagged"})
+    )
+    check_answer("sagemaker", "DescribeEndpoint", endpoints.describe_endpoint({"EndpointName": "Tagged"}))
+
+
+def test_bucket_of_models_may_be_encrypted_and_closed_to_the_public(client: Client) -> None:
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms"}, "BucketKeyEnabled": True}
+    closed = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
+    place = {"CreateBucketConfiguration": {"LocationConstraint": "us-west-2"}}
+    client.s3.create_bucket(Bucket="closed-models", **place)
+    client.s3.put_bucket_encryption(Bucket="closed-models", ServerSideEncryptionConfiguration={"Rules": [rule]})
+    client.s3.put_public_access_block(Bucket="closed-models", PublicAccessBlockConfiguration=closed)
+    encryption = client.s3.get_bucket_encryption(Bucket="closed-models")["ServerSideEncryptionConfiguration"]
+    assert encryption["Rules"] == [rule]
+    assert client.s3.get_public_access_block(Bucket="closed-models")["PublicAccessBlockConfiguration"] == closed
+    client.s3.delete_bucket(Bucket="closed-models")
+
+
 def test_requests_are_refused_in_awss_words(client: Client) -> None:
     sagemaker = client.sagemaker
     client.create_model("words")
@@ -124,21 +164,6 @@ def test_requests_are_refused_in_awss_words(client: Client) -> None:
         ExecutionRoleArn=ROLE,
     )
     assert (code, "cannot serve image" in message) == (invalid, True)
-
-
-def test_operations_of_the_second_slice_are_refused_by_name(client: Client) -> None:
-    client.deploy("second")
-    weights = [{"VariantName": "second", "DesiredWeight": 2.0}]
-    code, message = refused(
-        client.sagemaker.update_endpoint_weights_and_capacities,
-        EndpointName="second",
-        DesiredWeightsAndCapacities=weights,
-    )
-    assert (code, "UpdateEndpointWeightsAndCapacities" in message) == ("ValidationException", True)
-    code, message = refused(
-        client.runtime.invoke_endpoint_async, EndpointName="second", InputLocation=f"s3://{BUCKET}/x"
-    )
-    assert (code, "InvokeEndpointAsync" in message) == ("ValidationException", True)
 
 
 def test_killed_process_is_started_again(client: Client) -> None:

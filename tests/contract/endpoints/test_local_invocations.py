@@ -181,7 +181,7 @@ def transform_fn(model, body, content_type, accept): return json.dumps(model), a
     seen = json.loads(client.invoke("seen"))
     assert seen["MY_SETTING"] == "1"
     assert seen["AWS_ENDPOINT_URL"] == client.server.url
-    assert seen["AWS_ACCESS_KEY_ID"] == client.server.client_environment()["AWS_ACCESS_KEY_ID"]
+    assert seen["AWS_ACCESS_KEY_ID"] == client.server.container_environment()["AWS_ACCESS_KEY_ID"]
     assert "AWS_SESSION_TOKEN" not in seen
     assert "DOGBREED_DATA_DIR" not in seen
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from sagemaker_jobs.local.errors import ConcurrencyExceeded
 from sagemaker_jobs.local.fleets import Fleet, Traffic, Variant
 from sagemaker_jobs.local.publishing import Publisher
 from sagemaker_jobs.local.serving import Server
@@ -89,3 +90,14 @@ def test_variant_hands_out_the_ready_process_with_the_fewest_invocations() -> No
     for server in servers:
         server.is_ready = False
     assert fleet.variants["x"].acquire() is None
+
+
+def test_serverless_variant_takes_no_more_than_its_concurrency() -> None:
+    variant = _fleet("a", {"x": 1.0}).variants["x"]
+    variant.serverless = {"MemorySizeInMB": 1024, "MaxConcurrency": 2}
+    servers = [variant.acquire() for _ in range(2)]
+    with pytest.raises(ConcurrencyExceeded, match="MaxConcurrency 2") as refused:
+        variant.acquire()
+    assert (refused.value.code, refused.value.status) == ("ThrottlingException", 429)
+    cast(Any, servers[0]).num_running -= 1
+    assert variant.acquire() is servers[0]

@@ -15,6 +15,14 @@ MODEL: dict[str, Any] = {"ModelName": "a", "PrimaryContainer": CONTAINER, "Execu
 VARIANT: dict[str, Any] = {
     "VariantName": "blue", "ModelName": "a", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1,
 }  # fmt: skip
+
+
+def _serverless(**changes: int) -> dict[str, Any]:
+    config = {"MemorySizeInMB": 2048, "MaxConcurrency": 2, **changes}
+    return {"VariantName": "blue", "ModelName": "a", "ServerlessConfig": config}
+
+
+SERVERLESS = _serverless()
 CONFIG: dict[str, Any] = {"EndpointConfigName": "c", "ProductionVariants": [VARIANT]}
 
 
@@ -75,10 +83,22 @@ def test_model_source_is_an_archive_or_a_prefix() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"AsyncInferenceConfig": {"OutputConfig": {}}}, "AsyncInferenceConfig"),
+        ({"AsyncInferenceConfig": {"OutputConfig": {}}}, "must specify S3OutputPath"),
+        ({"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "https://a/b"}}}, "must be s3://BUCKET/PREFIX"),
+        (
+            {"AsyncInferenceConfig": {"OutputConfig": {"NotificationConfig": {"SuccessTopic": "t"}}}},
+            "NotificationConfig",
+        ),
         ({"ShadowProductionVariants": [VARIANT]}, "ShadowProductionVariants"),
         ({"ProductionVariants": [VARIANT, VARIANT]}, "blue twice"),
-        ({"ProductionVariants": [{**VARIANT, "ServerlessConfig": {"MaxConcurrency": 1}}]}, "ServerlessConfig"),
+        ({"ProductionVariants": [{**VARIANT, "ServerlessConfig": SERVERLESS["ServerlessConfig"]}]}, "not both"),
+        ({"ProductionVariants": [SERVERLESS, {**VARIANT, "VariantName": "green"}]}, "one production variant"),
+        (
+            {"ProductionVariants": [SERVERLESS], "DataCaptureConfig": {"DestinationS3Uri": "s3://a"}},
+            "DataCaptureConfig",
+        ),
+        ({"ProductionVariants": [_serverless(MemorySizeInMB=1500)]}, "multiple of 1024, got 1500"),
+        ({"ProductionVariants": [_serverless(ProvisionedConcurrency=1)]}, "ProvisionedConcurrency"),
         ({"ProductionVariants": [{**VARIANT, "ModelName": "b"}]}, 'Could not find model "b"'),
         ({"ProductionVariants": [{"VariantName": "blue", "ModelName": "a"}]}, "must specify InstanceType"),
         ({"ProductionVariants": [{**VARIANT, "InitialVariantWeight": 0}]}, "weight above 0"),
@@ -92,14 +112,16 @@ def test_endpoint_config_that_cannot_be_served_is_refused(changes: dict[str, Any
 
 
 def _policy(kind: str, size: dict[str, Any] | None = None) -> dict[str, Any]:
-    routing = {"Type": kind, "WaitIntervalInSeconds": 0, **({"CanarySize": size} if size else {})}
+    member = "LinearStepSize" if kind == "LINEAR" else "CanarySize"
+    routing = {"Type": kind, "WaitIntervalInSeconds": 0, **({member: size} if size else {})}
     return {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
 
 
 @pytest.mark.parametrize(
     ("deployment", "message"),
     [
-        (_policy("LINEAR"), "LINEAR"),
+        (_policy("LINEAR"), "LinearStepSize must be specified"),
+        (_policy("LINEAR", {"Type": "CAPACITY_PERCENT", "Value": 5}), "at least 10 and at most 50 percent, got 5"),
         ({"RollingUpdatePolicy": {"WaitIntervalInSeconds": 0}}, "RollingUpdatePolicy"),
         (_policy("CANARY"), "CanarySize must be specified"),
         (_policy("CANARY", {"Type": "CAPACITY_PERCENT", "Value": 51}), "at most 50 percent"),
@@ -112,16 +134,49 @@ def test_deployment_that_is_not_done_is_refused(deployment: dict[str, Any], mess
 
 
 @pytest.mark.parametrize(
-    ("deployment", "share"),
+    ("deployment", "shares"),
     [
-        (_policy("ALL_AT_ONCE"), 1.0),
-        (_policy("CANARY", {"Type": "CAPACITY_PERCENT", "Value": 10}), 0.1),
-        (_policy("CANARY", {"Type": "INSTANCE_COUNT", "Value": 1}), 0.25),
+        (_policy("ALL_AT_ONCE"), [1.0]),
+        (_policy("CANARY", {"Type": "CAPACITY_PERCENT", "Value": 10}), [0.1, 1.0]),
+        (_policy("CANARY", {"Type": "INSTANCE_COUNT", "Value": 1}), [0.25, 1.0]),
+        (_policy("LINEAR", {"Type": "INSTANCE_COUNT", "Value": 1}), [0.25, 0.5, 0.75, 1.0]),
+        (_policy("LINEAR", {"Type": "CAPACITY_PERCENT", "Value": 40}), [0.4, 0.8, 1.0]),
+        (_policy("LINEAR", {"Type": "CAPACITY_PERCENT", "Value": 10}), [each / 10 for each in range(1, 11)]),
     ],
 )
-def test_canary_share_is_of_the_new_fleet(deployment: dict[str, Any], share: float) -> None:
+def test_traffic_is_shifted_by_shares_of_the_new_fleet(deployment: dict[str, Any], shares: list[float]) -> None:
     hosting.check_deployment(deployment, 4)
-    assert hosting.canary_share(deployment["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"], 4) == share
+    routing = deployment["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    assert hosting.traffic_shares(routing, 4) == pytest.approx(shares)
+
+
+def test_desired_weights_and_counts_change_the_variants_that_they_name() -> None:
+    config = {"ProductionVariants": [VARIANT, {**VARIANT, "VariantName": "green", "InitialVariantWeight": 2.0}]}
+    desired = [{"VariantName": "blue", "DesiredInstanceCount": 3}, {"VariantName": "green", "DesiredWeight": 5}]
+    blue, green = hosting.rescaled(config, desired)["ProductionVariants"]
+    assert (blue["InitialInstanceCount"], green["InitialVariantWeight"]) == (3, 5.0)
+    assert green["InitialInstanceCount"] == 1
+    serverless = {"ProductionVariants": [SERVERLESS]}
+    update = [{"VariantName": "blue", "ServerlessUpdateConfig": {"MaxConcurrency": 9}}]
+    (changed,) = hosting.rescaled(serverless, update)["ProductionVariants"]
+    assert changed["ServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 9}
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "message"),
+    [
+        (VARIANT, {"VariantName": "red"}, "no variants red; it has blue"),
+        (VARIANT, {"VariantName": "blue", "DesiredWeight": 0}, "weight above 0"),
+        (VARIANT, {"VariantName": "blue", "DesiredInstanceCount": 0}, "at least 1"),
+        (SERVERLESS, {"VariantName": "blue", "DesiredInstanceCount": 2}, "not for serverless"),
+        (VARIANT, {"VariantName": "blue", "ServerlessUpdateConfig": {"MaxConcurrency": 1}}, "blue is not serverless"),
+    ],
+)
+def test_desired_weights_and_counts_that_cannot_be_had_are_refused(
+    variant: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationException, match=message):
+        hosting.rescaled({"ProductionVariants": [variant]}, [change])
 
 
 def test_retained_properties_are_those_of_variants_that_stay() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sagemaker_jobs.local.errors import SerializationException, ServiceError, ValidationException
 from sagemaker_jobs.local.shapes import check_answer, check_request
-from sagemaker_jobs.shapes import _compiled, method_name, service_model
+from sagemaker_jobs.shapes import _compiled, isolated_session, method_name, service_model
 
 ROLE = "arn:aws:iam::123456789012:role/x"
 
@@ -93,3 +93,8 @@ def test_patterns_of_the_model_are_understood() -> None:
     assert len(patterns) > 200
     assert len(broken) == 1
     assert "uD800" in broken[0]
+
+
+def test_model_is_read_whatever_profile_the_user_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "gone")
+    assert isolated_session().get_service_model("sagemaker-runtime").operation_names

@@ -116,7 +116,6 @@ LIMITS = {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
     ("config", "definition", "more", "message"),
     [
         ({}, {}, {"TrainingJobDefinitions": [{}]}, "TrainingJobDefinitions is not supported"),
-        ({}, {}, {"WarmStartConfig": {"WarmStartType": "TransferLearning"}}, "WarmStartConfig is not supported"),
         ({}, {}, {"Autotune": {"Mode": "Enabled"}}, "Autotune is not supported"),
         ({}, {"TuningObjective": {"Type": "Maximize"}}, {}, "TuningObjective goes with TrainingJobDefinitions"),
         ({}, {"HyperParameterRanges": CATEGORICAL}, {}, "HyperParameterRanges goes with TrainingJobDefinitions"),
