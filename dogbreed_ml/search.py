@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Literal, Self
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from dogbreed_ml.config import ExperimentConfig, config_hash
+from dogbreed_ml.config import ExperimentConfig, SearchConfig, config_hash
 from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.recovery import bury, recover
 from dogbreed_ml.samplers import build_distributions, build_pruner, build_sampler, num_possible_trials
@@ -26,7 +26,7 @@ from dogbreed_ml.trials import Judge, Objective, TrialPlan, TrialRecord, build_r
 from dogbreed_ml.warmstart import Finding, fitting
 from dogbreed_ml.workers import Death, WorkerPool, WorkerSpec, limit_torch_threads
 
-__all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord"]
+__all__ = ["Objective", "SearchResult", "SearchStudy", "TrialRecord", "conclude"]
 
 logger = logging.getLogger(__name__)
 
@@ -278,26 +278,29 @@ class SearchStudy:
 
     def _stop_where_all_failed(self, records: list[TrialRecord]) -> None:
         if len(records) >= _TRIALS_THAT_MAY_ALL_FAIL and all(record.state == "FAILED" for record in records):
-            self._raise_all_failed(records)
-
-    def _raise_all_failed(self, records: list[TrialRecord]) -> NoReturn:
-        # The same command should try afresh once the cause is mended, not count these again.
-        self.study.set_user_attr(_FINISHED_ATTR, True)
-        causes = dict.fromkeys(record.cause or "unknown" for record in records)
-        raise SearchError(f"All of the first {len(records)} trials failed: {'; '.join(causes)}.")
+            self._conclude(records)
 
     def _result(self) -> SearchResult:
-        records = sorted((build_record(trial) for trial in self._counted()), key=lambda record: record.number)
-        best = self._best(records)
-        if best is None:
-            if records and all(record.state == "FAILED" for record in records):
-                self._raise_all_failed(records)
-            raise SearchError(
-                f"No trial was completed ({len(records)} ended before); raise search.timeout_s, or use "
-                f"search.pruner=none."
-            )
-        search = self.config.search
-        return SearchResult(self.study_name, best, tuple(records), search.direction, search.metric)
+        return self._conclude(sorted(map(build_record, self._counted()), key=lambda record: record.number))
+
+    def _conclude(self, records: list[TrialRecord]) -> SearchResult:
+        if records and all(record.state == "FAILED" for record in records):
+            # The same command should try afresh once the cause is mended, not count these again.
+            self.study.set_user_attr(_FINISHED_ATTR, True)
+        return conclude(self.study_name, records, self.config.search)
+
+
+def conclude(study_name: str, records: Sequence[TrialRecord], search: SearchConfig) -> SearchResult:
+    """The result of a search that has ended, whoever drove it; SearchError where no trial was completed."""
+    ranked = _ranked(records, search.direction)
+    if ranked:
+        return SearchResult(study_name, ranked[0], tuple(records), search.direction, search.metric)
+    if records and all(record.state == "FAILED" for record in records):
+        causes = dict.fromkeys(record.cause or "unknown" for record in records)
+        raise SearchError(f"All of the first {len(records)} trials failed: {'; '.join(causes)}.")
+    raise SearchError(
+        f"No trial was completed ({len(records)} ended before); raise search.timeout_s, or use search.pruner=none."
+    )
 
 
 def _ranked(records: Sequence[TrialRecord], direction: Literal["maximize", "minimize"]) -> tuple[TrialRecord, ...]:
