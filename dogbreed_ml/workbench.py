@@ -30,6 +30,8 @@ class Feeds:
     """train and valid together, for the refit."""
     table: FeatureTable | None
     """The plain views' table; None on the uncached path."""
+    views: FeatureTable | None = None
+    """The augmented views' table, where there are any."""
 
     def close(self) -> None:
         """Ends the worker processes of image feeds."""
@@ -153,6 +155,7 @@ class Workbench:
             test=FeatureBatches(splits.test, plain),
             train_valid=FeatureBatches(train_valid, plain, views, seed=seed),
             table=plain,
+            views=views,
         )
 
     def _prefix(self, config: ExperimentConfig) -> nn.Module:
