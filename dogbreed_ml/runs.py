@@ -105,7 +105,7 @@ class Run:
         becomes the tag `resumed.<name>`. Values of sagemaker.environment, which may be passwords, stay out.
         """
         config = without_secrets(config)
-        params = {name: _render(value) for name, value in flatten(config).items()}
+        params = {name: render_param(value) for name, value in flatten(config).items()}
         changed = {name: value for name, value in params.items() if self._known_params.get(name, value) != value}
         self.log_params({name: value for name, value in params.items() if name not in changed})
         self.set_tags({f"resumed.{name}": value for name, value in changed.items()})
@@ -114,7 +114,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs params not yet logged; TrackingError where one has another value already."""
-        rendered = {name: _render(value) for name, value in params.items()}
+        rendered = {name: render_param(value) for name, value in params.items()}
         for name, value in rendered.items():
             if self._params.get(name, value) != value:
                 raise TrackingError(
@@ -136,7 +136,7 @@ class Run:
         self._put(lambda outbox: outbox.metrics.extend(logged))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        rendered = [(name, _render(value)) for name, value in tags.items()]
+        rendered = [(name, render_param(value)) for name, value in tags.items()]
         self._put(lambda outbox: outbox.tags.extend(rendered))
 
     def log_inputs(self, inputs: Sequence[DatasetInput]) -> None:
@@ -303,7 +303,7 @@ def data_inputs(
     return tuple(inputs)
 
 
-def _render(value: Any) -> str:
+def render_param(value: Any) -> str:
     """A value as MLflow shows it: text as it is, lists and dicts as JSON, dataclasses as their fields."""
     if isinstance(value, str):
         return value

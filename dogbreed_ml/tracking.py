@@ -122,6 +122,14 @@ class Tracker:
         set_up_http(config.retry_s)
         return cls(tracking_uri, config=config)
 
+    @classmethod
+    def reach(cls, tracking_uri: str, *, config: TrackingConfig, timeout_s: int) -> "Tracker":
+        """`attach` to a store that answers at once; TrackingError after about three times `timeout_s` without one."""
+        tracker = cls.attach(tracking_uri, config=config)
+        with http_retries(_OPENING_RETRIES, timeout_s=timeout_s):
+            answered(tracking_uri, lambda: tracker.client.search_experiments(max_results=1))
+        return tracker
+
     def start_run(
         self,
         experiment_name: str,
@@ -160,6 +168,19 @@ class Tracker:
             )
         return run
 
+    def take_up(self, run_id: str, *, tags: Mapping[str, str]) -> Run:
+        """A run of an earlier process, RUNNING again and written by this one; without system metrics of its own."""
+        return self._taken_run(run_id, None, {**process_tags(), **tags})
+
+    def find_tagged(self, experiment_id: str, name: str, value: str) -> list[MlflowRun]:
+        """The runs of an experiment that carry this tag, the oldest first."""
+        found = self.patiently(lambda: list(self._search([experiment_id], f"tags.`{name}` = '{value}'")))
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment's id; it is made where there is none."""
+        return self.patiently(lambda: self._experiment_id(name))
+
     def has_run(self, run_id: str) -> bool:
         """Whether the store has the run and it is not deleted."""
         return self._find(run_id) is not None
@@ -167,6 +188,10 @@ class Tracker:
     def run_tags(self, run_id: str) -> dict[str, str]:
         """The tags of a run; TrackingError where there is none."""
         return dict(self._get(run_id).data.tags)
+
+    def stored(self, run_id: str) -> MlflowRun:
+        """A run as the store has it now; TrackingError where it has none."""
+        return self._get(run_id)
 
     def child_runs(self, parent_run_id: str) -> list[ChildRun]:
         """All runs under a parent, whatever their status."""

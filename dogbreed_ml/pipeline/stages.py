@@ -22,6 +22,8 @@ from dogbreed_ml.workbench import Feeds, Workbench, preprocessing_of
 if TYPE_CHECKING:
     from dogbreed_ml.tracking import Run, Tracker
 
+TEMPERATURE_METRIC = "temperature"
+
 
 def opened(config: ExperimentConfig, context: Context, spans: SpanTotals) -> "tuple[Tracker, Splits, Workbench]":
     """The tracking store first, so that an absent one is told of before the data is fetched."""
@@ -108,7 +110,7 @@ def log_model(
         temperature=temperature,
         data_fingerprint=splits.fingerprint,
     )
-    run.log_metrics({"temperature": temperature})
+    run.log_metrics({TEMPERATURE_METRIC: temperature})
     run.flush()
     with tempfile.TemporaryDirectory() as folder:
         path = save_checkpoint(checkpoint, Path(folder) / "checkpoint.pt")

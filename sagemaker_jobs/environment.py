@@ -1,0 +1,102 @@
+"""What a training job finds around it: SageMaker's variables and folders, read once."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from dogbreed_ml.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+TRACKING_URI, PARENT_RUN_ID, EXPERIMENT_ID = "DOGBREED_TRACKING_URI", "DOGBREED_PARENT_RUN_ID", "DOGBREED_EXPERIMENT_ID"
+"""The variables by which the caller says where the record goes."""
+
+
+class _Parent(Protocol):
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def experiment_id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class JobEnvironment:
+    """One host of a training job."""
+
+    job_name: str
+    model_dir: Path
+    """What lies here when the job ends becomes model.tar.gz."""
+    output_dir: Path
+    """Holds the file `failure`, and profiler/ for SageMaker's profiler."""
+    output_data_dir: Path
+    """What lies here when the job ends, or is stopped, becomes output.tar.gz."""
+    checkpoint_dir: Path
+    """Kept in S3 while the job runs, and restored where a spot instance was taken away."""
+    work_dir: Path
+    """For files that go with the job."""
+    channels: dict[str, Path] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """As the training toolkit decoded them."""
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    instance_type: str = ""
+    tracking_uri: str | None = None
+    parent_run_id: str | None = None
+    experiment_id: str | None = None
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "JobEnvironment":
+        """From SM_*, torchrun's variables and ours. Raises ConfigError outside a training job."""
+        try:
+            model_dir = Path(variables["SM_MODEL_DIR"])
+            channels = json.loads(variables["SM_CHANNELS"])
+            training_environment = json.loads(variables.get("SM_TRAINING_ENV", "{}"))
+            return cls(
+                job_name=variables.get("TRAINING_JOB_NAME") or training_environment["job_name"],
+                model_dir=model_dir,
+                output_dir=Path(variables.get("SM_OUTPUT_DIR", model_dir.parent / "output")),
+                output_data_dir=Path(variables["SM_OUTPUT_DATA_DIR"]),
+                checkpoint_dir=model_dir.parent / "checkpoints",
+                work_dir=model_dir.parent / "dogbreed",
+                channels={name: Path(variables[f"SM_CHANNEL_{name.upper().replace('-', '_')}"]) for name in channels},
+                hyperparameters=json.loads(variables["SM_HPS"]),
+                rank=int(variables.get("RANK", "0")),
+                world_size=int(variables.get("WORLD_SIZE", "1")),
+                local_rank=int(variables.get("LOCAL_RANK", "0")),
+                instance_type=variables.get("SM_CURRENT_INSTANCE_TYPE", ""),
+                tracking_uri=variables.get(TRACKING_URI) or None,
+                parent_run_id=variables.get(PARENT_RUN_ID) or None,
+                experiment_id=variables.get(EXPERIMENT_ID) or None,
+            )
+        except KeyError as error:
+            raise ConfigError(f"This runs in a SageMaker training job, which sets {error}; it is not set.") from error
+
+    @property
+    def failure_path(self) -> Path:
+        return self.output_dir / "failure"
+
+
+def record_variables(tracking_uri: str, parent: _Parent | None = None) -> dict[str, str]:
+    """A job's variables for writing its run live; none where it cannot, so that it writes a bundle instead.
+
+    Only a store behind http(s) and SageMaker's managed MLflow can be reached from a job. Whoever may describe the job
+    reads its variables, so an address with a password in it is never among them.
+    """
+    is_http = tracking_uri.startswith(("http://", "https://"))
+    if not is_http and not (tracking_uri.startswith("arn:") and ":sagemaker:" in tracking_uri):
+        return {}
+    if is_http and urlsplit(tracking_uri).password is not None:
+        logger.warning(
+            "MLFLOW_TRACKING_URI holds a password, which would be readable in the job's description; the job's record "
+            "comes home in its output instead of live."
+        )
+        return {}
+    variables = {TRACKING_URI: tracking_uri}
+    if parent is not None:
+        variables |= {PARENT_RUN_ID: parent.run_id, EXPERIMENT_ID: parent.experiment_id}
+    return variables
