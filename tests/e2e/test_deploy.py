@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,10 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def project_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path) -> Path:
+def project_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path, empty_store: Path) -> Path:
     """A project with one registered version, the challenger, which nobody has measured."""
     folder = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_store, folder / "mlflow.db")
     with Tracker.open(project_dir=folder, config=TrackingConfig()) as tracker:
         with tracker.start_run("dogs") as run:
             run.flush()

@@ -12,8 +12,8 @@ from search_command import search_command
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
+def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path, empty_store=empty_store)
     server.start()
     yield server
     server.stop()
