@@ -1,6 +1,7 @@
 """Searches cut off by kill -9, Ctrl-C and SIGTERM, as real processes; the same command goes on where they stopped."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from search_command import search_command
 
-SLOW_EPOCH_S = 0.15
+EPOCH_S = 0.01
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 def _runs(folder: Path) -> tuple[Run, list[Run]]:
@@ -32,8 +38,8 @@ def _complete(told: dict[str, Any]) -> list[int]:
 
 
 def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num_trials": 5, "epoch_s": SLOW_EPOCH_S}
-    with search_command(tmp_path, **options) as command:
+    options: dict[str, Any] = {"num_trials": 5, "epoch_s": EPOCH_S}
+    with search_command(tmp_path, **options, hold_after=2) as command:
         command.wait_for_trials(2)
         client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
         command.wait_until(lambda: len(client.search_runs(["1"], "attributes.status = 'RUNNING'")) == 2)
@@ -59,8 +65,8 @@ def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_parallel_search_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num_trials": 6, "num_parallel": 2, "epoch_s": SLOW_EPOCH_S}
-    with search_command(tmp_path, **options) as command:
+    options: dict[str, Any] = {"num_trials": 6, "num_parallel": 2, "epoch_s": EPOCH_S}
+    with search_command(tmp_path, **options, hold_after=1) as command:
         command.wait_for_trials(2)
         command.kill()
     with search_command(tmp_path, **options) as command:
@@ -73,7 +79,7 @@ def test_killed_parallel_search_takes_its_workers_along_and_goes_on(tmp_path: Pa
 
 
 def test_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
-    with search_command(tmp_path, num_trials=7, num_parallel=2, epoch_s=SLOW_EPOCH_S) as command:
+    with search_command(tmp_path, num_trials=7, num_parallel=2, epoch_s=0.15) as command:
         command.wait_for_trials(2)
         command.workers()[0].kill()
         told = command.result()
@@ -88,8 +94,8 @@ def test_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, num_parallel: int) -> None:
-    options: dict[str, Any] = {"num_trials": 5, "num_parallel": num_parallel, "epoch_s": SLOW_EPOCH_S}
-    with search_command(tmp_path, **options) as command:
+    options: dict[str, Any] = {"num_trials": 5, "num_parallel": num_parallel, "epoch_s": EPOCH_S}
+    with search_command(tmp_path, **options, hold_after=2 // num_parallel) as command:
         command.wait_for_trials(2)
         assert command.interrupt() == 130
     parent, children = _runs(tmp_path)
@@ -103,7 +109,7 @@ def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, n
 
 
 def test_terminated_search_ends_its_runs_as_killed(tmp_path: Path) -> None:
-    with search_command(tmp_path, num_trials=5, epoch_s=SLOW_EPOCH_S) as command:
+    with search_command(tmp_path, num_trials=5, epoch_s=EPOCH_S, hold_after=1) as command:
         command.wait_for_trials(1)
         os.kill(command.process.pid, signal.SIGTERM)
         assert command.process.wait(60) == 130
@@ -113,9 +119,9 @@ def test_terminated_search_ends_its_runs_as_killed(tmp_path: Path) -> None:
 
 
 def test_second_command_does_not_join_a_running_search(tmp_path: Path) -> None:
-    with search_command(tmp_path, num_trials=50, epoch_s=SLOW_EPOCH_S) as first:
+    with search_command(tmp_path, num_trials=5, epoch_s=EPOCH_S, hold_after=1) as first:
         first.wait_for_trials(1)
-        with search_command(tmp_path, num_trials=50) as second:
+        with search_command(tmp_path, num_trials=5) as second:
             second.process.wait(100)
             assert second.process.returncode == 1
             assert "Another process runs this search of 'dogs'" in second.log
