@@ -147,6 +147,15 @@ class Aws:
         self.close()
 
 
+def configured_region(config: SagemakerConfig) -> str | None:
+    """The region that `Aws.open` would take; None where none is configured."""
+    try:
+        region: str | None = boto3.session.Session(region_name=config.region).region_name
+    except ProfileNotFound:
+        return config.region
+    return region
+
+
 def wait_until(
     look: Callable[[], T],
     is_done: Callable[[T], bool],

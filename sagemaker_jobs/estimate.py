@@ -101,7 +101,7 @@ class Estimate:
             ]
         if self.price is None:
             return "\n".join(
-                [*lines, "cost    unknown: no credentials for AWS's Price List, and no sagemaker.prices_path"]
+                [*lines, "cost    unknown: neither AWS's Price List nor sagemaker.prices_path named a price"]
             )
         cost = "unknown" if self.usd is None else f"${self.usd:.2f} at this machine's speed"
         spot = "; spot capacity costs less" if self.is_spot else ""
@@ -154,7 +154,7 @@ def measure_speed(config: ExperimentConfig, splits: Splits) -> Speed:
 
 def _time_features(bench: Workbench, config: ExperimentConfig, splits: Splits) -> tuple[float, tuple[int, ...]]:
     """Seconds an image, and the features' shape."""
-    # The image of a job has torch alone: OpenVINO's speed would promise too much.
+    # OpenVINO is faster and takes seconds to compile; and an instance with a GPU has none.
     name = next(each for each in available_backends(bench.device) if each.startswith("torch"))
     preprocessing = preprocessing_of(config)
     prefix = bench.network(config).prefix

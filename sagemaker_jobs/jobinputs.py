@@ -5,24 +5,28 @@ A plan says what lies where and what must be sent; a dry run prints it, and `upl
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torchvision.models import ResNet50_Weights
 
 from dogbreed_ml.config import ExperimentConfig
-from dogbreed_ml.data.splits import SPLIT_NAMES, Sample, Split, Splits
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.splits import SPLIT_NAMES, Split, Splits
 from dogbreed_ml.model import AUTO_WEIGHTS, load_weights
 from dogbreed_ml.progress import NO_PROGRESS, Progress
+from dogbreed_ml.provenance import render_command
+from sagemaker_jobs.source import Kind, build_source
+from sagemaker_jobs.splitsfile import image_name
 from sagemaker_jobs.storage import Storage, file_digest
 
-Kind = Literal["train", "trial"]
-"""What a job is for: a whole `dogbreed train`, or one trial of a search."""
-
 IMAGES_KEY = "images"
+OUTPUT_KEY = "jobs"
 UNKNOWN_DIGEST = "DIGEST-KNOWN-ONCE-DOWNLOADED"
 """Stands for the digest of weights that a dry run does not download."""
 
@@ -57,6 +61,60 @@ class JobPlan:
             if present.get(key) != len(content):
                 storage.put(key, content)
         return self.inputs
+
+
+def prepare_inputs(
+    config: ExperimentConfig,
+    splits: Splits | None,
+    storage: Storage,
+    *,
+    kind: Kind,
+    context: Context,
+    features_dir: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> JobInputs:
+    """Builds the source archive and uploads whatever the job needs; see `plan_inputs`. Raises CloudError."""
+    with planned_inputs(
+        config, splits, uri=storage.uri, kind=kind, context=context, features_dir=features_dir, environment=environment
+    ) as plan:
+        return plan.upload(storage, progress=context.progress)
+
+
+@contextmanager
+def planned_inputs(
+    config: ExperimentConfig,
+    splits: Splits | None,
+    *,
+    uri: Callable[[str], str],
+    kind: Kind,
+    context: Context,
+    features_dir: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    download: bool = True,
+) -> Iterator[JobPlan]:
+    """The plan while the source archive that it names lies in a temporary folder; see `plan_inputs`.
+
+    Where `download` is false, weights that are not here yet are not fetched.
+    """
+    weights_path, config = local_weights(config, download=download)
+    with tempfile.TemporaryDirectory() as folder:
+        source_path = build_source(
+            config,
+            splits,
+            Path(folder) / "sourcedir.tar.gz",
+            kind=kind,
+            command=render_command(context.argv),
+            project_dir=context.project_dir,
+        )
+        yield plan_inputs(
+            config,
+            splits,
+            uri=uri,
+            source_path=source_path,
+            weights_path=weights_path,
+            features_dir=features_dir,
+            environment=environment,
+        )
 
 
 def plan_inputs(
@@ -95,13 +153,8 @@ def plan_inputs(
         key = f"features/{features_dir.name}"
         files |= {f"{key}/{each.name}": each for each in sorted(features_dir.iterdir()) if each.is_file()}
         channels.append(_channel("features", f"{uri(key)}/"))
-    inputs = JobInputs(uri(source_key), tuple(channels), uri("jobs"), dict(environment or {}))
+    inputs = JobInputs(uri(source_key), tuple(channels), uri(OUTPUT_KEY), dict(environment or {}))
     return JobPlan(inputs, files, contents)
-
-
-def image_name(sample: Sample) -> str:
-    """An image's name below images/: its content's, so that it is stored once whatever it is called here."""
-    return f"{sample.digest[:2]}/{sample.digest}{sample.path.suffix.lower()}"
 
 
 def local_weights(config: ExperimentConfig, *, download: bool = True) -> tuple[Path | None, ExperimentConfig]:

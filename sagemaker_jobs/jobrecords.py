@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock
 
 from dogbreed_ml.config import ExperimentConfig, config_hash
 from dogbreed_ml.files import write_whole
@@ -37,6 +41,13 @@ class JobRecords:
     ) -> "JobRecords":
         """`scope` is whatever else makes two jobs different: data fingerprint, tracking store, endpoint."""
         return cls(project_dir / RECORDS_DIR / f"{verb}-{config_key(config, scope)}.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One command at a time finds or starts the job; another that wants the same waits, and finds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            yield
 
     def load(self) -> JobRecord | None:
         try:
