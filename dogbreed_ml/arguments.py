@@ -38,6 +38,7 @@ EXAMPLES: dict[Verb, str] = {
     "promote": "dogbreed promote --config experiments/quickstart.yaml --dry-run",
     "history": "dogbreed history --config experiments/quickstart.yaml",
     "deploy": "dogbreed deploy --config experiments/quickstart.yaml --port 8080",
+    "rollback": "dogbreed rollback --endpoint quickstart-resnet50",
     "endpoints": "dogbreed endpoints",
     "delete": "dogbreed delete quickstart-resnet50-8080",
     "predict": "dogbreed predict --model models:/quickstart-resnet50@challenger rex.jpg",

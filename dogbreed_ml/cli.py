@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -32,6 +32,7 @@ from dogbreed_ml.options import (
     PredictOptions,
     ProfileOptions,
     PromoteOptions,
+    RollbackOptions,
     SagemakerLocalOptions,
     TrainOptions,
     TuneOptions,
@@ -110,9 +111,7 @@ def _run_verb(command: Command, context: "Context") -> Answer:
                 return _Freed(data.clear_features(command.config, context=context))
             return data.describe_data(command.config, context=context)
         case TrainOptions():
-            from dogbreed_ml.pipeline import train
-
-            return train.train(command.config, context=context)
+            return _train(options, command.config, context)
         case TuneOptions():
             from dogbreed_ml.pipeline import tune
 
@@ -132,17 +131,17 @@ def _run_verb(command: Command, context: "Context") -> Answer:
 
             return history.list_history(command.config, context=context)
         case DeployOptions():
-            from dogbreed_ml.pipeline import deploy
+            return _deploy(options, command.config, context)
+        case RollbackOptions():
+            from sagemaker_jobs import rollback
 
-            return deploy.deploy(command.config, options, context=context)
+            return rollback.rollback(str(options.endpoint), command.config, context=context, reason=options.reason)
         case EndpointsOptions():
-            from dogbreed_ml.pipeline import endpoints
+            from sagemaker_jobs import endpointlist
 
-            return endpoints.list_endpoints(context=context)
+            return endpointlist.list_all(command.config, options, context=context)
         case DeleteOptions():
-            from dogbreed_ml.pipeline import endpoints
-
-            return endpoints.delete(options, context=context)
+            return _delete(options, command.config, context)
         case PredictOptions():
             from dogbreed_ml.pipeline import predict
 
@@ -152,6 +151,56 @@ def _run_verb(command: Command, context: "Context") -> Answer:
         case SagemakerLocalOptions():
             return _run_sagemaker_local(options, context)
     raise ConfigError(f"{type(options).__name__} has no stage.")
+
+
+def _deploy(options: DeployOptions, config: ExperimentConfig, context: "Context") -> Answer:
+    if options.print_policy:
+        from sagemaker_jobs import policies
+
+        return policies.policies(config, endpoint=options.endpoint)
+    if options.target == "sagemaker":
+        from sagemaker_jobs import deployment
+
+        return deployment.deploy(config, options, context=context)
+    from dogbreed_ml.pipeline import deploy
+
+    return deploy.deploy(config, options, context=context)
+
+
+def _delete(options: DeleteOptions, config: ExperimentConfig, context: "Context") -> Answer:
+    from dogbreed_ml.pipeline import endpoints
+
+    if options.target == "local" or (
+        options.target is None and endpoints.has_endpoint(options.endpoint, context=context)
+    ):
+        return endpoints.delete(options, context=context)
+    from sagemaker_jobs import removal
+
+    return removal.delete(options.endpoint, config, context=context, confirm=_confirm(), yes=options.yes)
+
+
+def _confirm() -> Callable[[str], bool] | None:
+    """Asks the person at the terminal; None where there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask(question: str) -> bool:
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    return ask
+
+
+def _train(options: TrainOptions, config: ExperimentConfig, context: "Context") -> Answer:
+    if options.on == "local":
+        from dogbreed_ml.pipeline import train
+
+        return train.train(config, context=context)
+    from sagemaker_jobs import training_job
+
+    if options.dry_run:
+        return training_job.plan(config, context=context)
+    return training_job.train(config, context=context, question=_confirm())
 
 
 def _run_sagemaker_local(options: SagemakerLocalOptions, context: "Context") -> Answer:
@@ -269,7 +318,8 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 def _interrupt_once(signal_number: int, _: FrameType | None) -> NoReturn:
     # A second signal must not cut the cleaning up short.
     signal.signal(signal_number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    # Named, so that nobody is asked what only a person at the keyboard can answer.
+    raise KeyboardInterrupt(signal.Signals(signal_number).name)
 
 
 class _Freed:

@@ -24,7 +24,14 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """one run"""
+    """one run, here or as a SageMaker job"""
+
+    on: Literal["local", "sagemaker"] = _option("local", "where: this machine or a SageMaker training job")
+    dry_run: bool = _option(False, "sagemaker: print the request with time and cost, and send nothing")
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.on == "local":
+            raise ConfigError("--dry-run needs --on sagemaker: a training here costs nothing but its time.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +82,23 @@ class PromoteOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryOptions:
-    """what was champion when, with verdicts"""
+    """what was champion and what was live when, with verdicts"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeployOptions:
-    """serve a model version behind /ping and /invocations"""
+    """serve a model version behind /ping and /invocations, here or on SageMaker"""
 
-    target: Literal["local"] = _option("local", "where: this machine")
+    target: Literal["local", "sagemaker"] = _option("local", "where: this machine or a SageMaker endpoint")
     version: str = _option("champion", "alias or number of the config's model, or a models:/ URI")
-    port: int = _option(8080, "the port to listen on; 0 takes a free one")
-    detach: bool = _option(False, "return once the server answers, and leave it running")
+    port: int = _option(8080, "local: the port to listen on; 0 takes a free one")
+    detach: bool = _option(False, "local: return once the server answers, and leave it running")
+    endpoint: str | None = _option(None, "sagemaker: the endpoint's name; default the model's", metavar="NAME")
+    expires: str | None = _option(
+        None, "sagemaker: after 90m, 4h or 2d `endpoints --reap` may delete it; never ends a lease", metavar="TIME"
+    )
+    dry_run: bool = _option(False, "sagemaker: print what would be sent, and send nothing")
+    print_policy: bool = _option(False, "sagemaker: print what the caller and the role must be allowed")
     unmeasured: bool = _option(False, "serve a version that has no verdict; needs --reason")
     reason: str | None = _option(None, "why --unmeasured is right; recorded with the version", metavar="TEXT")
 
@@ -94,18 +107,40 @@ class DeployOptions:
             raise ConfigError(f"--port must be 0 to 65535, got {self.port}.")
         if self.unmeasured and not (self.reason or "").strip():
             raise ConfigError("--unmeasured needs --reason TEXT, which is recorded with the version.")
+        if self.target == "local" and (self.endpoint or self.expires or self.dry_run):
+            raise ConfigError("--endpoint, --expires and --dry-run need --target sagemaker.")
+        if self.target == "sagemaker" and self.detach:
+            raise ConfigError("--detach needs --target local; an endpoint of SageMaker outlives the command anyway.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackOptions:
+    """an endpoint of SageMaker back to the version before"""
+
+    endpoint: str | None = _option(None, "the endpoint, as `dogbreed endpoints` shows it", metavar="NAME")
+    reason: str | None = _option(None, "why; recorded with the event", metavar="TEXT")
+
+    def __post_init__(self) -> None:
+        if not self.endpoint:
+            raise ConfigError("rollback needs --endpoint NAME; `promote --to` moves the alias champion.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointsOptions:
-    """the endpoints that run on this machine"""
+    """the endpoints that are live, on this machine and on SageMaker"""
+
+    target: Literal["local", "sagemaker"] | None = _option(None, "only those of this machine, or of SageMaker")
+    reap: bool = _option(False, "delete the endpoints of SageMaker that are past their lease")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteOptions:
-    """stop an endpoint of this machine"""
+    """stop an endpoint; on SageMaker, with all that was made for it"""
 
-    name: str = _option("", "as `dogbreed endpoints` shows it", metavar="NAME", nargs="1")
+    # Not `name`: that is the config's.
+    endpoint: str = _option("", "as `dogbreed endpoints` shows it", metavar="NAME", nargs="1")
+    target: Literal["local", "sagemaker"] | None = _option(None, "where it is; default this machine, then SageMaker")
+    yes: bool = _option(False, "sagemaker: do not ask before what is live is deleted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +202,7 @@ Options = (
     | PromoteOptions
     | HistoryOptions
     | DeployOptions
+    | RollbackOptions
     | EndpointsOptions
     | DeleteOptions
     | PredictOptions
@@ -183,6 +219,7 @@ Verb = Literal[
     "promote",
     "history",
     "deploy",
+    "rollback",
     "endpoints",
     "delete",
     "predict",
@@ -199,6 +236,7 @@ VERBS: dict[Verb, Any] = {
     "promote": PromoteOptions,
     "history": HistoryOptions,
     "deploy": DeployOptions,
+    "rollback": RollbackOptions,
     "endpoints": EndpointsOptions,
     "delete": DeleteOptions,
     "predict": PredictOptions,
@@ -206,5 +244,17 @@ VERBS: dict[Verb, Any] = {
     "sagemaker-local": SagemakerLocalOptions,
 }
 
-CONFIG_VERBS: tuple[Verb, ...] = ("data", "train", "tune", "profile", "evaluate", "promote", "history", "deploy")
+CONFIG_VERBS: tuple[Verb, ...] = (
+    "data",
+    "train",
+    "tune",
+    "profile",
+    "evaluate",
+    "promote",
+    "history",
+    "deploy",
+    "rollback",
+    "endpoints",
+    "delete",
+)
 """Those that read a config; the others take their options alone."""

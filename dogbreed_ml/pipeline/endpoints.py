@@ -114,10 +114,10 @@ def list_endpoints(*, context: Context) -> EndpointList:
 def delete(options: DeleteOptions, *, context: Context) -> Deletion:
     """Lets the server answer what is in flight, ends it, and removes its files; ServingError where there is none."""
     folder = endpoints_dir(context)
-    path = folder / f"{options.name}.json"
-    if not has_endpoint(options.name, context=context):
+    path = folder / f"{options.endpoint}.json"
+    if not has_endpoint(options.endpoint, context=context):
         known = ", ".join(sorted(each.stem for each in folder.glob("*.json"))) or "none"
-        raise ServingError(f"There is no endpoint {options.name!r} here; there are: {known}.")
+        raise ServingError(f"There is no endpoint {options.endpoint!r} here; there are: {known}.")
     endpoint = _load(path)
     if endpoint.process.get(HOST_TAG) != socket.gethostname():
         raise ServingError(f"{endpoint.name} runs on {endpoint.process.get(HOST_TAG)}; delete it there.")

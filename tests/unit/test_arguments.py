@@ -323,6 +323,9 @@ def test_predict_takes_images_and_one_source_of_the_model() -> None:
         (["deploy", "--unmeasured"], "--unmeasured needs --reason TEXT"),
         (["deploy", "--port", "70000"], "--port must be 0 to 65535, got 70000"),
         (["deploy", "--target", "cloud"], "target must be one of"),
+        (["deploy", "--expires", "4h"], "--endpoint, --expires and --dry-run need --target sagemaker"),
+        (["deploy", "--target", "sagemaker", "--detach"], "--detach needs --target local"),
+        (["rollback"], "rollback needs --endpoint NAME"),
     ],
 )
 def test_options_that_break_a_rule_are_refused(argv: list[str], message: str) -> None:
@@ -330,7 +333,11 @@ def test_options_that_break_a_rule_are_refused(argv: list[str], message: str) ->
 
 
 def test_delete_takes_a_name() -> None:
-    assert parse(["delete", "dogs-8080"]).options == DeleteOptions(name="dogs-8080")
+    assert parse(["delete", "dogs-8080"]).options == DeleteOptions(endpoint="dogs-8080")
+    argv = ["delete", "dogs", "--target", "sagemaker", "--yes", "--sagemaker.region", "eu-west-1"]
+    command = parse(argv)
+    assert command.options == DeleteOptions(endpoint="dogs", target="sagemaker", yes=True)
+    assert command.config.sagemaker.region == "eu-west-1"
 
 
 def test_config_flags_belong_to_the_verbs_that_read_them() -> None:
