@@ -15,12 +15,12 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
-from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
 from dogbreed_ml.provenance import git_tags, render_command
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TrainSummary
 from dogbreed_ml.tracking import RunRef, Tracker
-from sagemaker_jobs.client import Aws, Clock
+from sagemaker_jobs.client import Aws
 from sagemaker_jobs.dryrun import DryRun, Placement
 from sagemaker_jobs.environment import record_variables
 from sagemaker_jobs.estimate import estimate_jobs
@@ -52,16 +52,17 @@ _LOCAL_ROLE = "arn:aws:iam::123456789012:role/dogbreed-local"
 
 
 def train(
-    config: ExperimentConfig, *, context: Context, question: Question | None = None, clock: Clock | None = None
+    config: ExperimentConfig, *, context: Context, question: Question | None = None, aws: Aws | None = None
 ) -> TrainSummary:
     """One training as a SageMaker job, followed to its end, with the run that a training here would leave.
 
-    `question` is asked after Ctrl-C whether to stop the job; without it the job goes on. Raises CloudError.
+    `question` is asked after Ctrl-C whether to stop the job; without it the job goes on. `aws` is closed at the end;
+    by default it is the config's. Raises CloudError.
     """
     spans = SpanTotals()
     with spans.span("start"):
         tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
-    with tracker, Aws.open(config.sagemaker, clock=clock) as aws:
+    with tracker, aws or Aws.open(config.sagemaker) as aws:
         with spans.span("data"):
             splits = _splits(config, context)
         scope = f"{splits.fingerprint if splits else ''} {tracker.tracking_uri} {_endpoint(aws)}"
@@ -78,7 +79,7 @@ def train(
                 command=render_command(context.argv),
             )
             if ended is not None:
-                task.bring_home(ended)
+                task.bring_home_quietly(ended)
             raise
 
 
@@ -175,6 +176,14 @@ class _Task:
         self.records.clear()
         return summary
 
+    def bring_home_quietly(self, job: Job) -> None:
+        """After Ctrl-C: the record is made, and what went wrong is told beside."""
+        try:
+            summary = self.bring_home(job)
+            logger.info("the training job %s had completed: run %s", job["TrainingJobName"], summary.run_id)
+        except DogbreedError as error:
+            logger.warning("%s", error)
+
     def _found(self) -> Job | None:
         """The job of an earlier command that was not brought home; raises CloudError where it was deleted."""
         record = self.records.load()
@@ -259,6 +268,10 @@ class _Task:
             return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
         test = of("test/")
+        if "accuracy_top1_low" not in test:
+            raise CloudError(
+                f"The job of run {run_id} completed and left no evaluation in its record; its log says what it did."
+            )
         interval = (test.pop("accuracy_top1_low"), test.pop("accuracy_top1_high"))
         return TrainSummary(
             run_id=run_id,

@@ -1,0 +1,426 @@
+"""`dogbreed train --on sagemaker` against the local SageMaker: the whole chain, and everything that cuts it off."""
+
+import io
+import logging
+import shutil
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_jobs import make_client
+
+from dogbreed_ml.config import ExperimentConfig, TrackingConfig, with_values
+from dogbreed_ml.context import Context
+from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.progress import NO_PROGRESS, Advance, Progress
+from dogbreed_ml.summaries import TrainSummary
+from dogbreed_ml.tracking import Tracker
+from sagemaker_jobs import jobinputs, training_job
+from sagemaker_jobs.client import PATIENCE_S, Aws, Clock
+from sagemaker_jobs.jobcontrol import JobGoneError, describe_job
+from sagemaker_jobs.jobrecords import RECORDS_DIR
+from sagemaker_jobs.local.service import LocalSageMaker, Settings
+
+WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
+FAILS = (
+    "import os, pathlib, sys\nprint('epoch=0 train/loss=0.5', flush=True)\n"
+    "pathlib.Path(os.environ['SM_OUTPUT_DIR'], 'failure').write_text('ValueError: no dog in sight')\nsys.exit(1)\n"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSageMaker]:
+    settings = Settings(stop_grace_s=0.3, requirements="skip")
+    with LocalSageMaker(tmp_path_factory.mktemp("training-job"), settings=settings) as server:
+        yield server
+
+
+@pytest.fixture
+def sagemaker(server: LocalSageMaker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """boto3's own way to the server, and a client to look behind the command's back."""
+    for name, value in server.client_environment().items():
+        monkeypatch.setenv(name, value)
+    with closing(make_client(server)) as client:
+        yield client
+    server.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def drawn_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drawn")
+
+
+@dataclass
+class Tick:
+    """A clock whose sleep takes no time to speak of, and now and then does something."""
+
+    on_sleep: Callable[[int], None] = lambda _: None
+    elapsed_s: float = 0.0
+    num_sleeps: int = 0
+
+    def sleep(self, seconds: float) -> None:
+        self.num_sleeps += 1
+        self.elapsed_s += seconds
+        time.sleep(min(seconds, 0.05))
+        self.on_sleep(self.num_sleeps)
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.elapsed_s, sleep=self.sleep)
+
+
+@dataclass
+class Project:
+    """A folder in which commands are given."""
+
+    dir: Path
+    config: ExperimentConfig
+    questions: list[str] = field(default_factory=list)
+
+    def train(
+        self,
+        *,
+        on_sleep: Callable[[int], None] = lambda _: None,
+        answer: bool | None = None,
+        patience_s: float = PATIENCE_S,
+        progress: Progress = NO_PROGRESS,
+    ) -> TrainSummary:
+        def ask(text: str) -> bool:
+            self.questions.append(text)
+            return bool(answer)
+
+        aws = Aws.open(self.config.sagemaker, clock=Tick(on_sleep).clock(), patience_s=patience_s)
+        return training_job.train(
+            self.config,
+            context=Context(self.dir, argv=("dogbreed", "train", "--on", "sagemaker"), progress=progress),
+            question=None if answer is None else ask,
+            aws=aws,
+        )
+
+    def runs(self) -> list[Any]:
+        with Tracker.attach(f"sqlite:///{self.dir / 'mlflow.db'}", config=TrackingConfig()) as tracker:
+            return tracker.search_runs(self.config.name, "")
+
+    def records(self) -> list[Path]:
+        return list((self.dir / RECORDS_DIR).glob("*.json"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, drawn_dir: Path, empty_store: Path, request: pytest.FixtureRequest) -> Project:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    values = {
+        "name": f"dogs-{zlib.crc32(request.node.name.encode())}",
+        "data.dir": str(drawn_dir),
+        "data.num_breeds": 2,
+        "data.num_per_breed": 8,
+        "data.image_size": 64,
+        "train.num_epochs": 2,
+        "model.weights": "random",
+        "features.backend": "torch-fp32",
+        "tracking.system_metrics": False,
+        "sagemaker.instance_type": "ml.m5.xlarge",
+    }
+    return Project(tmp_path, with_values(ExperimentConfig(), values))
+
+
+@pytest.fixture
+def job_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a small script in the place of the job's own code: what is tested is its caller."""
+
+    def use(script: str) -> None:
+        def build(config: ExperimentConfig, splits: object, target: Path, **_: object) -> Path:
+            with tarfile.open(target, "w:gz") as archive:
+                member = tarfile.TarInfo("train.py")
+                member.size = len(script.encode())
+                archive.addfile(member, io.BytesIO(script.encode()))
+            return target
+
+        monkeypatch.setattr(jobinputs, "build_source", build)
+
+    return use
+
+
+def jobs_of(client: Any, project: Project) -> list[dict[str, Any]]:
+    found = client.list_training_jobs(NameContains=project.config.name)["TrainingJobSummaries"]
+    return [client.describe_training_job(TrainingJobName=each["TrainingJobName"]) for each in found]
+
+
+def interrupt_at(num_sleeps: int) -> Callable[[int], None]:
+    def on_sleep(so_far: int) -> None:
+        if so_far == num_sleeps:
+            raise KeyboardInterrupt
+
+    return on_sleep
+
+
+def wait_ended(client: Any, name: str) -> None:
+    while client.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] not in ("Stopped", "Failed"):
+        time.sleep(0.02)
+
+
+def test_training_on_sagemaker_ends_as_a_local_one_does(
+    project: Project, sagemaker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole chain: upload, job, its log here, its run, its model, its summary."""
+    caplog.set_level(logging.INFO)
+    summary = project.train()
+
+    (job,) = jobs_of(sagemaker, project)
+    (run,) = project.runs()
+    assert job["TrainingJobStatus"] == "Completed"
+    assert (run.info.run_id, run.info.status) == (summary.run_id, "FINISHED")
+    assert run.data.tags["sagemaker.training_job"] == job["TrainingJobName"]
+    assert summary.num_epochs == 2
+    assert summary.test["accuracy_top1"] == run.data.metrics["test/accuracy_top1"]
+    assert summary.valid["accuracy_top1"] == run.data.metrics["valid/accuracy_top1"]
+    low, high = summary.test_top1_interval
+    assert low <= summary.test["accuracy_top1"] <= high
+    assert [f"models:/{each.model_id}" for each in run.outputs.model_outputs] == [summary.model_uri]
+    # SageMaker read the same figures from the lines that were shown here.
+    told = [line for line in caplog.messages if "epoch=1 " in line]
+    assert len(told) == 1
+    final = {each["MetricName"]: each["Value"] for each in job["FinalMetricDataList"]}
+    for name in ("train/loss", "valid/loss", "valid/accuracy_top1"):
+        assert final[name] == pytest.approx(run.data.metrics[name], rel=1e-4)
+    assert any(line.startswith("Training: ") for line in caplog.messages)
+    assert summary.run_id in summary.render()
+    assert project.records() == []
+
+
+def test_failed_job_ends_the_command_with_its_reason_and_a_failed_run(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train()
+
+    (run,) = project.runs()
+    assert run.info.status == "FAILED"
+    assert "no dog in sight" in run.data.tags["failure.cause"]
+    assert project.records() == []
+    # What failed is not taken up again: the same command starts anew.
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train()
+    assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 2
+
+
+def test_ctrl_c_without_a_terminal_leaves_the_job_and_the_same_command_comes_back_to_it(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    job_runs(WAITS)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(on_sleep=interrupt_at(3))
+
+    (job,) = jobs_of(sagemaker, project)
+    name = job["TrainingJobName"]
+    assert job["TrainingJobStatus"] == "InProgress"
+    told = caplog.messages[-1]
+    assert f"{name} goes on and is paid for" in told
+    assert "dogbreed train --on sagemaker" in told
+    assert f"stop-training-job --region us-west-2 --training-job-name {name}" in told
+
+    sagemaker.stop_training_job(TrainingJobName=name)
+    with pytest.raises(CloudError, match="somebody stopped it"):
+        project.train()
+    assert any("was started before" in line for line in caplog.messages)
+    assert [each["TrainingJobName"] for each in jobs_of(sagemaker, project)] == [name]
+    (run,) = project.runs()
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_ctrl_c_at_a_terminal_asks_whether_to_stop_the_job(
+    stops: bool, project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(WAITS)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(on_sleep=interrupt_at(3), answer=stops)
+
+    (job,) = jobs_of(sagemaker, project)
+    assert len(project.questions) == 1
+    assert job["TrainingJobName"] in project.questions[0]
+    if stops:
+        assert job["TrainingJobStatus"] == "Stopped"
+        assert [run.info.status for run in project.runs()] == ["KILLED"]
+        assert project.records() == []
+    else:
+        assert job["TrainingJobStatus"] == "InProgress"
+        assert len(project.records()) == 1
+        sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
+
+
+def test_ctrl_c_during_the_upload_starts_nothing(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Interrupting:
+        @contextmanager
+        def track(self, description: str, total: int, unit: str) -> Iterator[Advance]:
+            def advance(_: int) -> None:
+                raise KeyboardInterrupt
+
+            yield advance if description.startswith("uploading") else (lambda _: None)
+
+    job_runs(WAITS)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(progress=Interrupting(), answer=True)
+
+    assert "No training job was started." in caplog.messages
+    assert jobs_of(sagemaker, project) == project.runs() == []
+    assert project.records() == []
+    assert project.questions == []
+
+
+def test_ctrl_c_while_the_job_is_being_created_finds_it_all_the_same(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Aws.create
+
+    def create_and_interrupt(self: Aws, *arguments: Any, **named: Any) -> Any:
+        create(self, *arguments, **named)
+        raise KeyboardInterrupt
+
+    job_runs(WAITS)
+    monkeypatch.setattr(Aws, "create", create_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(answer=True)
+
+    assert [job["TrainingJobStatus"] for job in jobs_of(sagemaker, project)] == ["Stopped"]
+    assert [run.info.status for run in project.runs()] == ["KILLED"]
+    assert len(project.questions) == 1
+
+
+def test_lost_answer_to_create_starts_no_second_job(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    server.faults.lose_answer("CreateTrainingJob")
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train()
+
+    assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
+
+
+def test_throttled_create_is_sent_again_and_a_refusal_leaves_nothing(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    server.faults.throttle("CreateTrainingJob", times=20)
+    with pytest.raises(CloudError, match="ThrottlingException"):
+        project.train(patience_s=1)
+    assert jobs_of(sagemaker, project) == project.runs() == project.records() == []
+
+    server.faults.clear()
+    server.faults.throttle("CreateTrainingJob")
+    server.faults.throttle("DescribeTrainingJob")
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train()
+    assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
+
+
+def test_expired_token_says_so_and_the_same_command_goes_on_with_the_job(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(WAITS)
+
+    def expire(so_far: int) -> None:
+        if so_far == 2:
+            server.faults.expire_token()
+
+    with pytest.raises(CloudError, match="log in again"):
+        project.train(on_sleep=expire)
+    server.faults.clear()
+    (job,) = jobs_of(sagemaker, project)
+    assert job["TrainingJobStatus"] == "InProgress"
+    assert len(project.records()) == 1
+
+    sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
+    with pytest.raises(CloudError, match="somebody stopped it"):
+        project.train()
+    assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
+
+
+def test_network_lost_for_30_s_is_waited_out(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(WAITS)
+    lost_at: list[float] = []
+    tick = Tick()
+
+    def lose(so_far: int) -> None:
+        if so_far == 2:
+            server.faults.drop_connections()
+            lost_at.append(tick.elapsed_s)
+        elif lost_at and tick.elapsed_s - lost_at[0] > 30:
+            lost_at.clear()
+            server.faults.clear()
+            (job,) = jobs_of(sagemaker, project)
+            sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
+
+    tick.on_sleep = lose
+    # A little less patient, boto3 tries twice by itself, and not eight times with its own pauses between.
+    aws = Aws.open(project.config.sagemaker, clock=tick.clock(), patience_s=PATIENCE_S - 1)
+    with pytest.raises(CloudError, match="somebody stopped it"):
+        training_job.train(project.config, context=Context(project.dir), aws=aws)
+
+    assert tick.elapsed_s > 30
+    assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
+
+
+def test_job_deleted_behind_our_back_ends_as_a_failed_run(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+
+    def delete(so_far: int) -> None:
+        for job in jobs_of(sagemaker, project):
+            if job["TrainingJobStatus"] == "Failed":
+                sagemaker.delete_training_job(TrainingJobName=job["TrainingJobName"])
+            elif so_far == 1:
+                # Looked at before it has ended, gone at the next look.
+                wait_ended(sagemaker, job["TrainingJobName"])
+                sagemaker.delete_training_job(TrainingJobName=job["TrainingJobName"])
+
+    with pytest.raises(JobGoneError, match="was deleted"):
+        project.train(on_sleep=delete)
+
+    (run,) = project.runs()
+    assert (run.info.status, run.data.tags["failure.cause"]) == ("FAILED", "The job was deleted.")
+    assert project.records() == []
+
+
+def test_job_deleted_between_two_commands_ends_as_a_failed_run(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(WAITS)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(on_sleep=interrupt_at(2))
+    (job,) = jobs_of(sagemaker, project)
+    sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
+    wait_ended(sagemaker, job["TrainingJobName"])
+    sagemaker.delete_training_job(TrainingJobName=job["TrainingJobName"])
+
+    with pytest.raises(JobGoneError, match="was deleted"):
+        project.train()
+
+    (run,) = project.runs()
+    assert run.info.status == "FAILED"
+    assert jobs_of(sagemaker, project) == []
+    assert project.records() == []
+
+
+def test_training_on_aws_needs_a_role(project: Project, sagemaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Aws, "is_local", False)
+    with pytest.raises(ConfigError, match="sagemaker.role_arn"):
+        project.train()
+    assert jobs_of(sagemaker, project) == project.runs() == []
+
+
+def test_describe_of_an_unknown_job_is_none(sagemaker: Any) -> None:
+    with Aws.open(ExperimentConfig().sagemaker) as aws:
+        assert describe_job(aws, "no-such-job") is None
