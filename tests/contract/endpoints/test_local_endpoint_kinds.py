@@ -1,7 +1,6 @@
 """Serverless and asynchronous endpoints, and endpoints that are given other weights and counts while they answer."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -9,7 +8,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from endpointmodels import BUCKET, ECHO, Client, serving, wait_for
+from endpointmodels import BUCKET, ECHO, Client, wait_for
 
 from sagemaker_jobs.local.shapes import check_answer
 
@@ -22,19 +21,6 @@ def transform_fn(model, body, content_type, accept):
     return body if isinstance(body, bytes) else body.encode(), content_type
 """
 """Answers with what it was asked; `wait` once the file of $GATE is there."""
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with serving(tmp_path_factory.mktemp("sagemaker")) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def _no_endpoint_left(client: Client) -> Iterator[None]:
-    yield
-    for endpoint in client.sagemaker.list_endpoints()["Endpoints"]:
-        client.delete(endpoint["EndpointName"])
 
 
 def _deploy(client: Client, name: str, *, variant: dict[str, Any], gate: Any = "", **config: Any) -> dict[str, Any]:
