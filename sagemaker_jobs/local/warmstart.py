@@ -16,6 +16,8 @@ _CHANGING = (
     "ResourceConfig", "StoppingCondition", "VpcConfig", "EnableManagedSpotTraining", "CheckpointConfig",
 )  # fmt: skip
 """Of TrainingJobDefinition, as AWS's message lists them."""
+_CODE_CHANNELS = ("code", "sm_drivers")
+"""The SDK's own, uploaded anew for each job."""
 
 
 def parent_names(params: Mapping[str, Any]) -> list[str]:
@@ -93,9 +95,10 @@ def _check_parent(params: Mapping[str, Any], parent: Mapping[str, Any], *, kind:
 def _check_definition(definition: Mapping[str, Any], before: Mapping[str, Any], *, kind: str) -> None:
     is_identical = kind == "IdenticalDataAndAlgorithm"
     changing = [each for each in _CHANGING if not (is_identical and each == "InputDataConfig")]
-    fixed = sorted(({*definition, *before}) - set(changing))
+    fixed = {*definition, *before} - set(_CHANGING)
     image, image_before = (each["AlgorithmSpecification"].get("TrainingImage") for each in (definition, before))
-    if any(definition.get(each) != before.get(each) for each in fixed):
+    is_other_data = is_identical and _data_channels(definition) != _data_channels(before)
+    if is_other_data or any(definition.get(each) != before.get(each) for each in fixed):
         allowed = ", ".join(f"{each[:1].lower()}{each[1:]}" for each in changing)
         raise ValidationException(
             f"Only the following fields in TrainingJobDefinition are allowed to change: [{allowed}]."
@@ -105,6 +108,10 @@ def _check_definition(definition: Mapping[str, Any], before: Mapping[str, Any], 
             f"The training image must be that of the parent tuning job for warm start type {kind}, {image_before}; "
             f"got {image}."
         )
+
+
+def _data_channels(definition: Mapping[str, Any]) -> list[Row]:
+    return [each for each in definition.get("InputDataConfig", ()) if each["ChannelName"] not in _CODE_CHANNELS]
 
 
 def _kinds(config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import sys
 
 from sagemaker.core.helper.session_helper import Session
 from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter
+from sagemaker.core.shapes import HyperParameterTuningJobWarmStartConfig, ParentHyperParameterTuningJob
 from sagemaker.train import ModelTrainer
 from sagemaker.train.configs import Compute, OutputDataConfig, SourceCode
 from sagemaker.train.tuner import HyperparameterTuner
@@ -22,21 +23,32 @@ trainer = ModelTrainer(
     hyperparameters={"epochs": 2},
     base_job_name="sdk",
 )
-tuner = HyperparameterTuner(
-    model_trainer=trainer,
-    objective_metric_name="accuracy",
-    metric_definitions=[{"Name": "accuracy", "Regex": "accuracy=([0-9.]+)"}],
-    hyperparameter_ranges={
+settings = {
+    "model_trainer": trainer,
+    "objective_metric_name": "accuracy",
+    "metric_definitions": [{"Name": "accuracy", "Regex": "accuracy=([0-9.]+)"}],
+    "hyperparameter_ranges": {
         "lr": ContinuousParameter(0.001, 1.0, scaling_type="Logarithmic"),
         "name": CategoricalParameter(["a", "b"]),
     },
-    strategy="Bayesian",
-    max_jobs=4,
-    max_parallel_jobs=2,
-    random_seed=3,
-)
+    "strategy": "Bayesian",
+    "max_parallel_jobs": 2,
+    "random_seed": 3,
+}
+tuner = HyperparameterTuner(max_jobs=4, **settings)
 tuner.tune(job_name="sdk-search", wait=True)
 described = tuner.describe()
+warm = HyperparameterTuner(
+    max_jobs=1,
+    warm_start_config=HyperParameterTuningJobWarmStartConfig(
+        parent_hyper_parameter_tuning_jobs=[
+            ParentHyperParameterTuningJob(hyper_parameter_tuning_job_name="sdk-search")
+        ],
+        warm_start_type="IdenticalDataAndAlgorithm",
+    ),
+    **settings,
+)
+warm.tune(job_name="sdk-warm", wait=False)
 print(
     json.dumps(
         {

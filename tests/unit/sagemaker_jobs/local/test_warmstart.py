@@ -135,6 +135,15 @@ def test_identical_data_and_algorithm_are_just_that() -> None:
             _plan(_parent("a"), made=made)
 
 
+def test_code_of_the_sdk_may_be_uploaded_anew() -> None:
+    def made(uri: str) -> Row:
+        source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": uri}}
+        channel = {"ChannelName": "code", "DataSource": source}
+        return dict(request({"Strategy": "Bayesian"}, {"InputDataConfig": [channel]}))
+
+    assert _plan(_parent("a", made=made("s3://b/one")), made=made("s3://b/two")).search.num_jobs == 6
+
+
 def test_parents_are_named_once_and_count_against_the_limit() -> None:
     with pytest.raises(ValidationException, match="differ from each other, got a, a"):
         _plan(_parent("a"), names=["a", "a"])
