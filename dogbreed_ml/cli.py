@@ -20,7 +20,7 @@ from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dogbreed_ml.arguments import Command, parse
-from dogbreed_ml.config import ExperimentConfig, to_dict
+from dogbreed_ml.config import ExperimentConfig, to_dict, with_values
 from dogbreed_ml.errors import ConfigError, DogbreedError, GateError
 from dogbreed_ml.options import (
     DataOptions,
@@ -113,9 +113,7 @@ def _run_verb(command: Command, context: "Context") -> Answer:
         case TrainOptions():
             return _train(options, command.config, context)
         case TuneOptions():
-            from dogbreed_ml.pipeline import tune
-
-            return tune.tune(command.config, context=context)
+            return _tune(options, command.config, context)
         case ProfileOptions():
             return _profile(options, command.config, context)
         case EvaluateOptions():
@@ -201,6 +199,30 @@ def _train(options: TrainOptions, config: ExperimentConfig, context: "Context") 
     if options.dry_run:
         return training_job.plan(config, context=context)
     return training_job.train(config, context=context, question=_confirm())
+
+
+def _tune(options: TuneOptions, config: ExperimentConfig, context: "Context") -> Answer:
+    if options.attach is not None:
+        config = with_values(config, {"search.engine": "sagemaker"})
+    if config.search.engine == "optuna":
+        if options.dry_run:
+            raise ConfigError("--dry-run needs --search.engine sagemaker: a search here costs nothing but its time.")
+        from dogbreed_ml.pipeline import tune
+
+        if not options.sources:
+            return tune.tune(config, context=context)
+        from sagemaker_jobs import warmstart
+
+        source = warmstart.Source.of(options.sources)
+        findings = warmstart.fetch_findings(config, source.job_names)
+        return tune.tune(config, context=context, earlier_run_ids=source.run_ids, findings=findings)
+    from sagemaker_jobs import tuning_job
+
+    if options.dry_run:
+        return tuning_job.plan(config, context=context, warm_start=options.sources)
+    return tuning_job.tune(
+        config, context=context, attach=options.attach, warm_start=options.sources, question=_confirm()
+    )
 
 
 def _run_sagemaker_local(options: SagemakerLocalOptions, context: "Context") -> Answer:

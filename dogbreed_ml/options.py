@@ -38,6 +38,29 @@ class TrainOptions:
 class TuneOptions:
     """a search: parent run, child per trial, best refit, registered as challenger"""
 
+    attach: str | None = _option(
+        None,
+        "go on with this SageMaker tuning job, running or ended; implies --search.engine sagemaker",
+        metavar="NAME",
+    )
+    warm_start: str | None = _option(
+        None,
+        "begin with what these found: parent runs by id, tuning jobs by name, with commas between",
+        metavar="NAMES",
+    )
+    dry_run: bool = _option(False, "sagemaker: print the request with time and cost, and send nothing")
+
+    def __post_init__(self) -> None:
+        if self.attach is not None and (self.dry_run or self.warm_start is not None):
+            raise ConfigError("--attach excludes --dry-run and --warm-start: that tuning job was started already.")
+        if self.warm_start is not None and not self.sources:
+            raise ConfigError("--warm-start needs at least one parent run or tuning job.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What --warm-start names."""
+        return tuple(name.strip() for name in (self.warm_start or "").split(",") if name.strip())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:

@@ -147,9 +147,7 @@ def settle_interrupt(aws: Aws, records: JobRecords, *, question: Question | None
         return None
     if job["TrainingJobStatus"] in ENDED:
         return job
-    if question is not None and _is_yes(
-        question, f"Stop the training job {record.name}? It is paid for while it runs."
-    ):
+    if question is not None and is_yes(question, f"Stop the training job {record.name}? It is paid for while it runs."):
         return stop_job(aws, record.name)
     logger.warning(
         "The training job %s goes on and is paid for. To come back to it: %s. To stop it: aws sagemaker "
@@ -192,7 +190,8 @@ def _tell(logs: JobLogs) -> None:
         logger.info("%s", line)
 
 
-def _is_yes(question: Question, text: str) -> bool:
+def is_yes(question: Question, text: str) -> bool:
+    """The person's answer."""
     try:
         return question(text)
     # Ctrl-C once more: no answer, and nothing is stopped.
