@@ -79,7 +79,8 @@ class Storage:
 
         Keys must hold their content's digest. Raises CloudError; what was sent until then stays and counts next time.
         """
-        prefixes = sorted({key.rpartition("/")[0] for key in files})
+        # Not by their folders: images lie in 256 of them, and a page of the list holds 1000 keys.
+        prefixes = sorted({key.partition("/")[0] for key in files})
         present = {key: size for prefix in prefixes for key, size in self.sizes(prefix).items()}
         missing = {key: path for key, path in files.items() if present.get(key) != path.stat().st_size}
         if not missing:
