@@ -1,4 +1,4 @@
-"""What the server answers: breeds as JSON or CSV, as the client accepts them, and refusals of one sentence."""
+"""What is answered: breeds as JSON or CSV, as the client accepts them. The standard library alone."""
 
 import csv
 import io
@@ -7,28 +7,10 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Literal, Protocol
 
-from starlette.responses import Response
-
 AnswerType = Literal["application/json", "text/csv"]
 
 JSON: AnswerType = "application/json"
 CSV: AnswerType = "text/csv"
-
-RETRY_AFTER_S = 1
-
-_CODES = {
-    HTTPStatus.BAD_REQUEST: "BAD_REQUEST",
-    HTTPStatus.NOT_FOUND: "NOT_FOUND",
-    HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
-    HTTPStatus.NOT_ACCEPTABLE: "NOT_ACCEPTABLE",
-    HTTPStatus.REQUEST_TIMEOUT: "REQUEST_TIMEOUT",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "TOO_LARGE",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UNSUPPORTED_MEDIA_TYPE",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "UNREADABLE_IMAGE",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "INTERNAL_ERROR",
-    HTTPStatus.SERVICE_UNAVAILABLE: "TEMPORARILY_UNAVAILABLE",
-    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
-}
 
 
 class Refusal(Exception):
@@ -37,16 +19,6 @@ class Refusal(Exception):
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
         self.status = status
-
-
-def refusal_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """{"error_code", "message"}, as MLflow's scoring server has it; 503 says when to come back."""
-    known = HTTPStatus(status)
-    body = {"error_code": _CODES.get(known, known.name), "message": message}
-    all_headers = dict(headers or {})
-    if known == HTTPStatus.SERVICE_UNAVAILABLE:
-        all_headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Response(json.dumps(body), status_code=status, headers=all_headers, media_type=JSON)
 
 
 def answer_type(accept: str) -> AnswerType:
@@ -96,13 +68,8 @@ class Answered(Protocol):
     def top5(self) -> tuple[tuple[str, float], ...]: ...
 
 
-def render_answers(answers: Sequence[Answered], media_type: AnswerType) -> Response:
-    """One row for each image, in the order in which they came."""
-    return Response(render_body(answers, media_type), media_type=media_type)
-
-
 def render_body(answers: Sequence[Answered], media_type: AnswerType) -> str:
-    """The same rows as text."""
+    """One row for each image, in the order in which they came."""
     if media_type == CSV:
         return _render_csv(answers)
     rows = [
