@@ -28,9 +28,8 @@ except ImportError:
 
 CHECKPOINT_FILE, MANIFEST_FILE = "checkpoint.pt", "manifest.json"
 
-DEPLOY_KEY = "deploy"
-"""Under it the manifest has the SERVING_FIELDS of DeployConfig: those that hold in a container, too."""
 SERVING_FIELDS = ("backend", "min_probability", "max_body_mib", "max_megapixels")
+"""What holds of DeployConfig in a container too; the manifest has it under "deploy"."""
 
 
 class RequestError(_ToolkitError):  # type: ignore[misc]
@@ -59,7 +58,7 @@ def model_fn(model_dir: str) -> Predictor:
 def _load_deploy_config(path: Path) -> DeployConfig:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-        return DeployConfig(**manifest[DEPLOY_KEY])
+        return DeployConfig(**manifest["deploy"])
     except FileNotFoundError:
         return DeployConfig()
     except (ValueError, TypeError, KeyError) as error:
