@@ -17,8 +17,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from dogbreed_ml import __version__
+from dogbreed_ml.checkpoint import Checkpoint, load_checkpoint
 from dogbreed_ml.errors import ConfigError, ServingError
 from dogbreed_ml.examples import example_images
 from dogbreed_ml.policies import DeployConfig
@@ -38,6 +43,7 @@ CODE_DIR, PROGRAM, REQUIREMENTS_FILE = "code", "inference.py", "requirements.txt
 
 _EXPECTED = f"{EXAMPLES_DIR}/expected.json"
 _ENTRY = "sagemaker_jobs.inference"
+_SECRET_PARAMETER = re.compile(r"(?i)(signature|sig|token|password|secret|credential|key)=")
 _DIGITS = 6
 """Decimals of expected probabilities: beyond them fp32 differs from machine to machine."""
 # Weights hardly get smaller, and level 9 takes ten times as long.
@@ -98,13 +104,16 @@ def build_model_archive(
     `checkpoint_path` is the file, or the folder that holds checkpoint.pt; of what lies beside it int8/ comes along.
     `requirements` are pip's, installed when a container starts, which needs a network then; starlette and
     python-multipart let it read multipart/form-data. Raises ConfigError for requirements or a back end that do not go
-    with the image, CheckpointError for a checkpoint that would not load, ServingError where the disk refuses.
+    with the image and for a secret in the checkpoint's config, CheckpointError for a checkpoint that would not load,
+    ServingError where the disk refuses.
     """
     config = deploy or DeployConfig()
     _require_packages(requirements, config)
     path = checkpoint_path / CHECKPOINT_FILE if checkpoint_path.is_dir() else checkpoint_path
+    checkpoint = load_checkpoint(path)
+    _require_no_secret(checkpoint)
     members: dict[str, Member] = {
-        **_example_files(path, config),
+        **_example_files(checkpoint, config),
         **_code_files(requirements),
         CHECKPOINT_FILE: path,
         **{f"{INT8_DIR}/{each.name}": each for each in sorted((path.parent / INT8_DIR).glob("*")) if each.is_file()},
@@ -161,13 +170,19 @@ def _not_ours(archive_path: Path, why: object) -> ServingError:
 
 
 def _require_packages(requirements: Sequence[str], config: DeployConfig) -> None:
-    names = [re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0].lower().replace("_", "-") for line in requirements]
-    for line, name in zip(requirements, names, strict=True):
-        if not name or name in IMAGE_PACKAGES or name.startswith("-"):
+    names = set()
+    for line in requirements:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement as error:
+            raise ConfigError(f"A model archive's requirements must be pip's, got {line!r}.") from error
+        name = canonicalize_name(requirement.name)
+        if requirement.url or name in IMAGE_PACKAGES:
             raise ConfigError(
                 f"A model archive's requirements must be names of packages other than {', '.join(IMAGE_PACKAGES)}, "
                 f"which the image or the archive has; got {line!r}."
             )
+        names.add(name)
     if config.backend.startswith("openvino") and "openvino" not in names:
         raise ConfigError(
             f"deploy.backend must be one that the container has; {config.backend} is not, unless the requirements "
@@ -175,10 +190,19 @@ def _require_packages(requirements: Sequence[str], config: DeployConfig) -> None
         )
 
 
-def _example_files(checkpoint_path: Path, config: DeployConfig) -> dict[str, Member]:
+def _require_no_secret(checkpoint: Checkpoint) -> None:
+    parts = urlsplit(checkpoint.config.data.path or "")
+    if parts.password or _SECRET_PARAMETER.search(parts.query):
+        raise ConfigError(
+            f"A model archive must hold no secret, and its checkpoint's data.path ({parts.scheme}://{parts.hostname}) "
+            "has a password or a signature; put that into ~/.netrc, which downloads read, and train again."
+        )
+
+
+def _example_files(checkpoint: Checkpoint, config: DeployConfig) -> dict[str, Member]:
     """The images, and what torch fp32 answers by their paths."""
-    predictor = Predictor.load(
-        checkpoint_path, backend="torch-fp32", device="cpu", min_probability=config.min_probability
+    predictor = Predictor.from_checkpoint(
+        checkpoint, backend="torch-fp32", device="cpu", min_probability=config.min_probability
     )
     images = {f"{EXAMPLES_DIR}/{index}.jpg": image for index, image in enumerate(example_images())}
     rows = json.loads(render_body(predictor.predict(list(images.values())), JSON))["predictions"]
