@@ -1,4 +1,4 @@
-"""What is answered: breeds as JSON or CSV, as the client accepts them. The standard library alone."""
+"""What is answered: breeds as JSON or CSV, as the client accepts them, and refusals. The standard library alone."""
 
 import csv
 import io
@@ -12,6 +12,20 @@ AnswerType = Literal["application/json", "text/csv"]
 JSON: AnswerType = "application/json"
 CSV: AnswerType = "text/csv"
 
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "BAD_REQUEST",
+    HTTPStatus.NOT_FOUND: "NOT_FOUND",
+    HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
+    HTTPStatus.NOT_ACCEPTABLE: "NOT_ACCEPTABLE",
+    HTTPStatus.REQUEST_TIMEOUT: "REQUEST_TIMEOUT",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "TOO_LARGE",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UNSUPPORTED_MEDIA_TYPE",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "UNREADABLE_IMAGE",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "INTERNAL_ERROR",
+    HTTPStatus.SERVICE_UNAVAILABLE: "TEMPORARILY_UNAVAILABLE",
+    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
+}
+
 
 class Refusal(Exception):
     """A request that gets no breeds: a status and one sentence."""
@@ -19,6 +33,11 @@ class Refusal(Exception):
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
         self.status = status
+
+
+def render_refusal(status: HTTPStatus, message: str) -> str:
+    """{"error_code", "message"}, as MLflow's scoring server has it."""
+    return json.dumps({"error_code": _CODES.get(status, status.name), "message": message})
 
 
 def answer_type(accept: str) -> AnswerType:

@@ -74,14 +74,14 @@ def ask_functions(model_dir: str, requests: list[dict[str, str]]) -> list[dict[s
 
 
 def ask_toolkit(model_dir: str, requests: list[dict[str, str]]) -> list[dict[str, Any]]:
-    from sagemaker_inference.transformer import Transformer
-
-    transformer = Transformer()
+    transformer = importlib.import_module("sagemaker_inference.transformer").Transformer()
     told = []
     for request in requests:
         context = Context(model_dir, {"Content-Type": request["content_type"], "Accept": request["accept"]})
         (body,) = transformer.transform([{"body": base64.b64decode(request["body"])}], context)
-        told.append({"status": context.status, "body": body, "content_type": context.content_type})
+        # A refusal comes as the server's JSON, and nothing after it.
+        text = body if context.status == 200 else json.loads(body)["message"]
+        told.append({"status": context.status, "body": text, "content_type": context.content_type})
     return told
 
 
