@@ -21,17 +21,24 @@ from dogbreed_ml.serve import Prediction, Predictor
 from dogbreed_ml.server.answers import JSON, Refusal, answer_type, render_body, render_refusal
 from dogbreed_ml.server.parsing import media_type_of, parse_images
 
+try:
+    # AWS's toolkit answers 500 for whatever is not its own error.
+    from sagemaker_inference.errors import BaseInferenceToolkitError as _ToolkitError
+except ImportError:
+    _ToolkitError = Exception
+
 CHECKPOINT_FILE, MANIFEST_FILE = "checkpoint.pt", "manifest.json"
 
 SERVING_FIELDS = ("backend", "min_probability", "max_body_mib", "max_megapixels")
 """What holds of DeployConfig in a container too; the manifest has it under "deploy"."""
 
 
-class RequestError(Exception):
+class RequestError(_ToolkitError):  # type: ignore[misc]
     """What a client sent cannot be answered, told to a caller without a context to set the status in."""
 
     def __init__(self, status: HTTPStatus, message: str):
-        super().__init__(message)
+        # Not super(): the toolkit's own wants other arguments from version to version.
+        Exception.__init__(self, message)
         self.status_code = int(status)
         self.message = message
         self.phrase = status.phrase

@@ -38,13 +38,14 @@ class OnlyTorch(importlib.machinery.PathFinder):
 
 
 class Context:
-    """What AWS's model server hands to its toolkit."""
+    """What AWS's model server hands to its toolkit: one for a worker's whole life, each request put into it."""
 
-    def __init__(self, model_dir: str, headers: dict[str, str]):
+    def __init__(self, model_dir: str):
         self.system_properties = {"model_dir": model_dir}
         self.request_processor = [self]
-        self.status, self.content_type = 200, ""
-        self._headers = headers
+
+    def start_request(self, headers: dict[str, str]) -> None:
+        self.status, self.content_type, self._headers = 200, "", headers
 
     def get_request_properties(self) -> dict[str, str]:
         return self._headers
@@ -75,9 +76,10 @@ def ask_functions(model_dir: str, requests: list[dict[str, str]]) -> list[dict[s
 
 def ask_toolkit(model_dir: str, requests: list[dict[str, str]]) -> list[dict[str, Any]]:
     transformer = importlib.import_module("sagemaker_inference.transformer").Transformer()
+    context = Context(model_dir)
     told = []
     for request in requests:
-        context = Context(model_dir, {"Content-Type": request["content_type"], "Accept": request["accept"]})
+        context.start_request({"Content-Type": request["content_type"], "Accept": request["accept"]})
         (body,) = transformer.transform([{"body": base64.b64decode(request["body"])}], context)
         # A refusal comes as the server's JSON, and nothing after it.
         text = body if context.status == 200 else json.loads(body)["message"]
