@@ -1,4 +1,4 @@
-"""What the server answers: breeds as JSON or CSV, as the client accepts them, and refusals of one sentence."""
+"""What is answered: breeds as JSON or CSV, as the client accepts them, and refusals. The standard library alone."""
 
 import csv
 import io
@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Literal, Protocol
 
-from starlette.responses import Response
-
 AnswerType = Literal["application/json", "text/csv"]
 
 JSON: AnswerType = "application/json"
 CSV: AnswerType = "text/csv"
-
-RETRY_AFTER_S = 1
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "BAD_REQUEST",
@@ -39,14 +35,9 @@ class Refusal(Exception):
         self.status = status
 
 
-def refusal_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """{"error_code", "message"}, as MLflow's scoring server has it; 503 says when to come back."""
-    known = HTTPStatus(status)
-    body = {"error_code": _CODES.get(known, known.name), "message": message}
-    all_headers = dict(headers or {})
-    if known == HTTPStatus.SERVICE_UNAVAILABLE:
-        all_headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Response(json.dumps(body), status_code=status, headers=all_headers, media_type=JSON)
+def render_refusal(status: HTTPStatus, message: str) -> str:
+    """{"error_code", "message"}, as MLflow's scoring server has it."""
+    return json.dumps({"error_code": _CODES.get(status, status.name), "message": message})
 
 
 def answer_type(accept: str) -> AnswerType:
@@ -96,13 +87,8 @@ class Answered(Protocol):
     def top5(self) -> tuple[tuple[str, float], ...]: ...
 
 
-def render_answers(answers: Sequence[Answered], media_type: AnswerType) -> Response:
-    """One row for each image, in the order in which they came."""
-    return Response(render_body(answers, media_type), media_type=media_type)
-
-
 def render_body(answers: Sequence[Answered], media_type: AnswerType) -> str:
-    """The same rows as text."""
+    """One row for each image, in the order in which they came."""
     if media_type == CSV:
         return _render_csv(answers)
     rows = [

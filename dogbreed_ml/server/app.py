@@ -17,11 +17,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dogbreed_ml.server import metrics as prometheus
-from dogbreed_ml.server.answers import JSON, Refusal, answer_type, refusal_response, render_answers
+from dogbreed_ml.server.answers import JSON, Refusal, answer_type
 from dogbreed_ml.server.messages import Recognised
 from dogbreed_ml.server.metrics import Metrics
 from dogbreed_ml.server.parsing import IMAGE_TYPES, media_type_of, parse_images
 from dogbreed_ml.server.pool import Pool, QueueFull, UnreadableImage, WorkerDied, WorkerFailed
+from dogbreed_ml.server.responses import refusal_response, render_answers
 from dogbreed_ml.server.settings import ServerSettings
 
 access_logger = logging.getLogger("dogbreed_ml.server.access")

@@ -1,14 +1,14 @@
-"""From a request's body to images: raw, JSON as MLflow's scoring server takes it, or multipart/form-data."""
+"""From a request's body to images: raw, JSON as MLflow's scoring server takes it, or multipart/form-data.
+
+The server and SageMaker's containers share it. Only multipart/form-data needs starlette and python-multipart.
+"""
 
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
 from typing import Any
-
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dogbreed_ml.server.answers import Refusal
 
@@ -25,8 +25,11 @@ _COLUMN = "image"
 _MAX_PARTS = 1000
 
 
-def media_type_of(headers: Headers) -> str:
-    """The content type without its parameters; Refusal (415) where it is none that is served."""
+def media_type_of(headers: Mapping[str, str]) -> str:
+    """The content type without its parameters; Refusal (415) where it is none that is served.
+
+    `headers` are by name in lower case, here and below.
+    """
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         encoding = headers["content-encoding"][:50]
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body must not be compressed, got {encoding!r}.")
@@ -38,7 +41,7 @@ def media_type_of(headers: Headers) -> str:
     return media_type
 
 
-async def parse_images(body: bytes, media_type: str, headers: Headers, *, max_images: int) -> list[bytes]:
+async def parse_images(body: bytes, media_type: str, headers: Mapping[str, str], *, max_images: int) -> list[bytes]:
     """The image files' bytes, at least one; Refusal where the body is not what its type says."""
     if not body:
         raise _bad("The body is empty; send an image.")
@@ -113,13 +116,24 @@ def _json_name(value: Any) -> str:
     return names.get(type(value), "nothing")
 
 
-async def _parse_multipart(body: bytes, headers: Headers) -> list[bytes]:
-    """The files, in their order, whatever their fields are called."""
+async def _parse_multipart(body: bytes, headers: Mapping[str, str]) -> list[bytes]:
+    """The files, in their order, whatever their fields are called; Refusal (415) where their readers are absent."""
+    try:
+        # starlette itself imports without python-multipart, and fails later.
+        import python_multipart  # noqa: F401
+        from starlette.datastructures import Headers, UploadFile
+        from starlette.formparsers import MultiPartException, MultiPartParser
+    except ImportError as error:
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"{MULTIPART_TYPE} needs starlette and python-multipart, which this server lacks; send one image as the "
+            f"body, or several as {JSON_TYPE}.",
+        ) from error
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(headers, stream(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS)
+    parser = MultiPartParser(Headers(headers), stream(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS)
     # A body that is in memory already need not go through a file.
     parser.spool_max_size = len(body) + 1
     try:

@@ -7,8 +7,9 @@ from http import HTTPStatus
 
 import pytest
 
-from dogbreed_ml.server.answers import AnswerType, Refusal, answer_type, refusal_response, render_answers
+from dogbreed_ml.server.answers import AnswerType, Refusal, answer_type
 from dogbreed_ml.server.messages import Recognised
+from dogbreed_ml.server.responses import refusal_response, render_answers
 
 REX = Recognised(7, "Saint Bernard", 0.75, (("Saint Bernard", 0.75), ('Chow, "red"', 0.25)), 0.001, 0.01, 1)
 UNSURE = Recognised(8, "unsure", 0.5, (("Beagle", 0.5), ("Chow", 0.4)), 0.001, 0.01, 1)

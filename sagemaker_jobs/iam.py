@@ -1,0 +1,290 @@
+"""IAM policy documents with no right that goes unused: of whoever runs the commands, and of the role that jobs run as.
+
+Pure functions from a Scope to JSON documents; nothing here calls AWS.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dogbreed_ml.errors import ConfigError
+
+Document = dict[str, Any]
+Statement = dict[str, Any]
+
+IMAGE_ACCOUNT = "763104351884"
+"""AWS's account for deep learning containers in most regions; another region's is in its image URI."""
+IMAGE_REPOSITORIES = ("pytorch-training", "pytorch-inference")
+
+_SERVICE = "sagemaker.amazonaws.com"
+_AUTOSCALING = "sagemaker.application-autoscaling.amazonaws.com"
+_RULES = {
+    "partition": r"aws(-[a-z]+)*",
+    "region": r"[a-z]{2}(-[a-z]+)+-\d",
+    "account_id": r"\d{12}",
+    "image_account": r"\d{12}",
+    "bucket": r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+    "prefix": r"([\w!.()'-]+(/[\w!.()'-]+)*)?",
+    "name_prefix": r"[a-zA-Z0-9](-*[a-zA-Z0-9])*-?",
+    "role_arn": r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+",
+    "kms_key_arn": r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+",
+    "tracking_server_arn": r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[\w.-]+",
+}
+_DATA_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([\w!.()'/-]*))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What the commands may touch: names, one place in S3, one role. Raises ConfigError for what an ARN cannot hold."""
+
+    account_id: str
+    region: str
+    bucket: str
+    """Where data, jobs' output and model archives go."""
+    name_prefix: str
+    """What the names of all jobs, models, endpoint configs and endpoints begin with: the experiment's name."""
+    role_arn: str
+    """The execution role of jobs and endpoints."""
+    prefix: str = ""
+    """Of the keys in the bucket; empty for all of them."""
+    data_uris: tuple[str, ...] = ()
+    """s3://bucket/prefix of data that lies elsewhere, and is only read."""
+    kms_key_arn: str | None = None
+    """The key of the bucket and of the jobs' volumes, where it is not AWS's own."""
+    in_vpc: bool = False
+    tracking_server_arn: str | None = None
+    """A SageMaker-managed MLflow that jobs write to."""
+    partition: str = "aws"
+    image_account: str = IMAGE_ACCOUNT
+
+    def __post_init__(self) -> None:
+        for name, rule in _RULES.items():
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(rule, value):
+                raise ConfigError(f"{name} of a policy must match {rule}, got {value!r}.")
+        for uri in self.data_uris:
+            if not _DATA_URI.fullmatch(uri):
+                raise ConfigError(f"data_uris of a policy must look like s3://bucket/prefix, got {uri!r}.")
+
+    def arn(self, service: str, resource: str) -> str:
+        """Of a resource in this account and region."""
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:{resource}"
+
+    def named(self, *kinds: str) -> list[str]:
+        """ARNs of everything of these kinds whose name begins with name_prefix; ARNs have names in lower case."""
+        return [self.arn("sagemaker", f"{kind}/{self.name_prefix.lower()}*") for kind in kinds]
+
+
+def caller_policy(scope: Scope) -> Document:
+    """What whoever runs train, tune, deploy, endpoints, rollback and delete needs."""
+    statements = [
+        _allow(
+            "Jobs",
+            [
+                "sagemaker:AddTags",
+                "sagemaker:CreateHyperParameterTuningJob",
+                "sagemaker:CreateTrainingJob",
+                "sagemaker:DescribeHyperParameterTuningJob",
+                "sagemaker:DescribeTrainingJob",
+                "sagemaker:ListTags",
+                "sagemaker:ListTrainingJobsForHyperParameterTuningJob",
+                "sagemaker:StopHyperParameterTuningJob",
+                "sagemaker:StopTrainingJob",
+            ],
+            scope.named("training-job", "hyper-parameter-tuning-job"),
+        ),
+        _allow(
+            "Endpoints",
+            [
+                "sagemaker:AddTags",
+                "sagemaker:CreateEndpoint",
+                "sagemaker:CreateEndpointConfig",
+                "sagemaker:CreateModel",
+                "sagemaker:DeleteEndpoint",
+                "sagemaker:DeleteEndpointConfig",
+                "sagemaker:DeleteModel",
+                "sagemaker:DescribeEndpoint",
+                "sagemaker:DescribeEndpointConfig",
+                "sagemaker:DescribeModel",
+                "sagemaker:InvokeEndpoint",
+                "sagemaker:InvokeEndpointAsync",
+                "sagemaker:ListTags",
+                "sagemaker:UpdateEndpoint",
+            ],
+            scope.named("model", "endpoint-config", "endpoint"),
+        ),
+        _allow(
+            "PassTheRoleToSageMakerOnly",
+            ["iam:PassRole"],
+            [scope.role_arn],
+            condition={"StringEquals": {"iam:PassedToService": _SERVICE}},
+        ),
+        *_storage(scope, is_owner=True),
+        *_autoscaling(scope),
+        _allow(
+            "Alarms",
+            ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm"],
+            [scope.arn("cloudwatch", f"alarm:{scope.name_prefix}*")],
+        ),
+        _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
+        _allow(
+            "WhatTakesNoResource",
+            ["cloudwatch:GetMetricData", "cloudwatch:GetMetricStatistics", "pricing:GetProducts",
+             "sagemaker:ListEndpoints", "sagemaker:ListHyperParameterTuningJobs", "sagemaker:ListTrainingJobs"],
+            ["*"],
+        ),
+    ]  # fmt: skip
+    return _document(statements)
+
+
+def execution_role_policy(scope: Scope) -> Document:
+    """What a training job's and an endpoint's containers need, and SageMaker on their behalf."""
+    repositories = [
+        f"arn:{scope.partition}:ecr:{scope.region}:{scope.image_account}:repository/{name}"
+        for name in IMAGE_REPOSITORIES
+    ]
+    statements = [
+        *_storage(scope, is_owner=False),
+        _allow(
+            "PullImages",
+            ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+            repositories,
+        ),
+        _allow("LogIntoRegistry", ["ecr:GetAuthorizationToken"], ["*"]),
+        _allow(
+            "WriteLogs",
+            ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+            _log_groups(scope),
+        ),
+        _allow(
+            "WriteMetrics",
+            ["cloudwatch:PutMetricData"],
+            ["*"],
+            condition={"StringLike": {"cloudwatch:namespace": ["/aws/sagemaker/*", "AWS/SageMaker"]}},
+        ),
+    ]
+    if scope.in_vpc:
+        statements += _network(scope)
+    if scope.tracking_server_arn is not None:
+        actions = ["CreateExperiment", "CreateRun", "GetExperiment", "GetExperimentByName", "GetRun", "ListArtifacts",
+                   "LogBatch", "LogInputs", "LogMetric", "LogModel", "LogParam", "SetTag", "UpdateRun"]  # fmt: skip
+        names = [f"sagemaker-mlflow:{action}" for action in actions]
+        statements.append(_allow("WriteRuns", names, [scope.tracking_server_arn]))
+    return _document(statements)
+
+
+def trust_policy(*, account_id: str | None = None) -> Document:
+    """Who may take the execution role: SageMaker alone, with `account_id` only on that account's behalf."""
+    statement: Statement = {"Effect": "Allow", "Principal": {"Service": _SERVICE}, "Action": "sts:AssumeRole"}
+    if account_id is not None:
+        statement["Condition"] = {"StringEquals": {"aws:SourceAccount": account_id}}
+    return _document([statement])
+
+
+def _storage(scope: Scope, *, is_owner: bool) -> list[Statement]:
+    """The bucket's prefix to read and write, for its owner to delete in too; other data to read; the key of both."""
+    places = [(scope.bucket, scope.prefix)]
+    for uri in scope.data_uris:
+        match = _DATA_URI.fullmatch(uri)
+        assert match is not None
+        places.append((match[1], (match[2] or "").strip("/")))
+    objects = [f"arn:{scope.partition}:s3:::{bucket}/{prefix and f'{prefix}/'}*" for bucket, prefix in places]
+    writing = ["s3:AbortMultipartUpload", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"]
+    statements = [
+        _allow("OwnObjects", [*writing, *(["s3:DeleteObject"] if is_owner else [])], objects[:1]),
+        *([_allow("OthersObjects", ["s3:GetObject"], objects[1:])] if objects[1:] else []),
+    ]
+    for number, (bucket, prefix) in enumerate(places):
+        keys = [prefix, f"{prefix}/*"] if prefix else ["*"]
+        statements.append(
+            _allow(
+                f"ListPlace{number}",
+                ["s3:ListBucket"],
+                [f"arn:{scope.partition}:s3:::{bucket}"],
+                condition={"StringLike": {"s3:prefix": keys}} if prefix else None,
+            )
+        )
+    buckets = sorted({f"arn:{scope.partition}:s3:::{bucket}" for bucket, _ in places})
+    statements.append(_allow("WhereBucketsAre", ["s3:GetBucketLocation"], buckets))
+    if is_owner:
+        statements.append(
+            _allow(
+                "MakeTheBucketEncrypted",
+                ["s3:CreateBucket", "s3:GetEncryptionConfiguration", "s3:PutBucketPublicAccessBlock",
+                 "s3:PutEncryptionConfiguration"],
+                [f"arn:{scope.partition}:s3:::{scope.bucket}"],
+            )
+        )  # fmt: skip
+    return [*statements, *_key(scope)]
+
+
+def _key(scope: Scope) -> list[Statement]:
+    """The key of bucket and volumes; SageMaker takes it for a volume by a grant that the caller or the role makes."""
+    if scope.kms_key_arn is None:
+        return []
+    using = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey"]
+    for_aws = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+    return [
+        _allow("UseTheKey", using, [scope.kms_key_arn]),
+        _allow("LetSageMakerUseTheKey", ["kms:CreateGrant"], [scope.kms_key_arn], condition=for_aws),
+    ]
+
+
+def _autoscaling(scope: Scope) -> list[Statement]:
+    of_sagemaker = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
+    return [
+        _allow(
+            "Autoscaling",
+            ["application-autoscaling:DeleteScalingPolicy", "application-autoscaling:DeregisterScalableTarget",
+             "application-autoscaling:PutScalingPolicy", "application-autoscaling:RegisterScalableTarget"],
+            [scope.arn("application-autoscaling", "scalable-target/*")],
+            condition=of_sagemaker,
+        ),
+        _allow(
+            "LookAtAutoscaling",
+            ["application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies"],
+            ["*"],
+        ),
+        _allow(
+            "AutoscalingsOwnRole",
+            ["iam:CreateServiceLinkedRole"],
+            [f"arn:{scope.partition}:iam::{scope.account_id}:role/aws-service-role/{_AUTOSCALING}/*"],
+            condition={"StringEquals": {"iam:AWSServiceName": _AUTOSCALING}},
+        ),
+    ]  # fmt: skip
+
+
+def _network(scope: Scope) -> list[Statement]:
+    """SageMaker's network interfaces in the user's VPC."""
+    return [
+        _allow(
+            "NetworkInterfaces",
+            ["ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterface",
+             "ec2:DeleteNetworkInterfacePermission"],
+            [scope.arn("ec2", f"{kind}/*") for kind in ("network-interface", "security-group", "subnet")],
+        ),
+        _allow(
+            "LookAtTheNetwork",
+            ["ec2:DescribeDhcpOptions", "ec2:DescribeNetworkInterfaces", "ec2:DescribeSecurityGroups",
+             "ec2:DescribeSubnets", "ec2:DescribeVpcs"],
+            ["*"],
+        ),
+    ]  # fmt: skip
+
+
+def _log_groups(scope: Scope) -> list[str]:
+    """Of all training jobs, which AWS keeps in one group, and of the endpoints of the name."""
+    groups = ["TrainingJobs", f"Endpoints/{scope.name_prefix}*"]
+    return [scope.arn("logs", f"log-group:/aws/sagemaker/{group}{ending}") for group in groups for ending in ("", ":*")]
+
+
+def _allow(
+    sid: str, actions: Sequence[str], resources: Sequence[str], *, condition: Mapping[str, Any] | None = None
+) -> Statement:
+    statement: Statement = {"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": list(resources)}
+    return statement if condition is None else {**statement, "Condition": dict(condition)}
+
+
+def _document(statements: Sequence[Statement]) -> Document:
+    return {"Version": "2012-10-17", "Statement": list(statements)}

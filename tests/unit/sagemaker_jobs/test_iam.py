@@ -1,0 +1,170 @@
+"""Policy documents: valid for IAM, and no wider than what is used."""
+
+import fnmatch
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from dogbreed_ml.errors import ConfigError
+from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, trust_policy
+
+KEY = "arn:aws:kms:us-west-2:123456789012:key/1234abcd-12ab-34cd"
+NARROW = Scope(
+    account_id="123456789012",
+    region="us-west-2",
+    bucket="kennel-bucket",
+    prefix="dogbreed",
+    name_prefix="Dogs-120",
+    role_arn="arn:aws:iam::123456789012:role/dogbreed/sagemaker",
+)
+FULL = replace(
+    NARROW,
+    data_uris=("s3://other-kennel/dogs/", "s3://third-kennel"),
+    kms_key_arn=KEY,
+    in_vpc=True,
+    tracking_server_arn="arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/kennel",
+)
+
+TAKE_NO_RESOURCE = {
+    "application-autoscaling:DescribeScalableTargets": "lists every target of the service",
+    "application-autoscaling:DescribeScalingPolicies": "lists every policy of the service",
+    "cloudwatch:GetMetricData": "metrics are no resources",
+    "cloudwatch:GetMetricStatistics": "metrics are no resources",
+    "cloudwatch:PutMetricData": "metrics are no resources; a condition names the namespaces",
+    "ec2:DescribeDhcpOptions": "EC2's Describe operations list, and take no resource",
+    "ec2:DescribeNetworkInterfaces": "likewise",
+    "ec2:DescribeSecurityGroups": "likewise",
+    "ec2:DescribeSubnets": "likewise",
+    "ec2:DescribeVpcs": "likewise",
+    "ecr:GetAuthorizationToken": "a token is for the whole registry",
+    "pricing:GetProducts": "the price list is the same for everybody",
+    "sagemaker:ListEndpoints": "lists every endpoint of the account",
+    "sagemaker:ListHyperParameterTuningJobs": "lists every tuning job of the account",
+    "sagemaker:ListTrainingJobs": "lists every training job of the account",
+}
+"""As AWS's service authorization reference has it: an ARN given for one of them would allow nothing."""
+
+
+def policies() -> list[tuple[str, Document]]:
+    return [
+        (f"{name} of {scope_name}", build(scope))
+        for name, build in (("caller", caller_policy), ("role", execution_role_policy))
+        for scope_name, scope in (("narrow", NARROW), ("full", FULL))
+    ]
+
+
+def allowed(document: Document, action: str) -> Iterator[dict[str, Any]]:
+    return (statement for statement in document["Statement"] if action in statement["Action"])
+
+
+def covers(document: Document, action: str, resource: str) -> bool:
+    """Whether a statement allows it, conditions aside."""
+    return any(
+        fnmatch.fnmatchcase(resource, pattern)
+        for statement in allowed(document, action)
+        for pattern in statement["Resource"]
+    )
+
+
+@mock_aws
+@pytest.mark.parametrize(("name", "document"), policies(), ids=[name for name, _ in policies()])
+def test_policy_is_valid_and_fits_into_a_managed_policy(name: str, document: Document) -> None:
+    compact = json.dumps(document, separators=(",", ":"))
+    answer = boto3.client("iam").create_policy(PolicyName="kennel", PolicyDocument=compact)
+    assert answer["Policy"]["PolicyName"] == "kennel"
+    assert len(compact) <= 6144
+    sids = [statement["Sid"] for statement in document["Statement"]]
+    assert len(set(sids)) == len(sids)
+
+
+@mock_aws
+@pytest.mark.parametrize("account_id", [None, "123456789012"])
+def test_trust_policy_lets_sagemaker_alone_take_the_role(account_id: str | None) -> None:
+    document = trust_policy(account_id=account_id)
+    iam = boto3.client("iam")
+    role = iam.create_role(RoleName="kennel", AssumeRolePolicyDocument=json.dumps(document))["Role"]
+    assert role["AssumeRolePolicyDocument"] == document
+    (statement,) = document["Statement"]
+    assert statement["Principal"] == {"Service": "sagemaker.amazonaws.com"}
+    assert ("Condition" in statement) == (account_id is not None)
+
+
+@pytest.mark.parametrize(("name", "document"), policies(), ids=[name for name, _ in policies()])
+def test_no_action_is_a_pattern_and_only_what_takes_no_resource_is_allowed_on_all(
+    name: str, document: Document
+) -> None:
+    for statement in document["Statement"]:
+        assert statement["Effect"] == "Allow"
+        assert not [action for action in statement["Action"] if "*" in action or "?" in action]
+        if "*" in statement["Resource"]:
+            assert set(statement["Action"]) <= set(TAKE_NO_RESOURCE)
+        else:
+            assert not set(statement["Action"]) & set(TAKE_NO_RESOURCE)
+            assert all(resource.startswith("arn:aws:") for resource in statement["Resource"])
+
+
+def test_every_exception_is_used() -> None:
+    actions = {action for _, document in policies() for each in document["Statement"] for action in each["Action"]}
+    assert set(TAKE_NO_RESOURCE) <= actions
+
+
+@pytest.mark.parametrize("scope", [NARROW, FULL])
+def test_caller_reaches_its_own_names_and_places_and_no_others(scope: Scope) -> None:
+    document = caller_policy(scope)
+    own, others = "arn:aws:sagemaker:us-west-2:123456789012:", "arn:aws:sagemaker:us-west-2:210987654321:"
+    # SageMaker's ARNs have names in lower case, whatever the name was.
+    assert covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/dogs-120-2026")
+    assert not covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/cats-2026")
+    assert not covers(document, "sagemaker:CreateTrainingJob", f"{others}training-job/dogs-120-2026")
+    assert covers(document, "sagemaker:DeleteEndpoint", f"{own}endpoint/dogs-120")
+    assert not covers(document, "sagemaker:DeleteEndpoint", f"{own}endpoint/kennel")
+    assert covers(document, "s3:PutObject", "arn:aws:s3:::kennel-bucket/dogbreed/model.tar.gz")
+    assert not covers(document, "s3:PutObject", "arn:aws:s3:::kennel-bucket/dogbreed-other/model.tar.gz")
+    assert not covers(document, "s3:PutObject", "arn:aws:s3:::other-kennel/dogs/1.jpg")
+    assert covers(document, "s3:GetObject", "arn:aws:s3:::other-kennel/dogs/1.jpg") == (scope is FULL)
+    (passing,) = allowed(document, "iam:PassRole")
+    assert passing["Resource"] == [scope.role_arn]
+    assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+
+
+@pytest.mark.parametrize("scope", [NARROW, FULL])
+def test_role_pulls_images_and_writes_output_and_neither_deletes_nor_starts_anything(scope: Scope) -> None:
+    document = execution_role_policy(scope)
+    actions = {action for statement in document["Statement"] for action in statement["Action"]}
+    assert not {action for action in actions if action.startswith(("sagemaker:", "iam:", "s3:Delete"))}
+    images = "arn:aws:ecr:us-west-2:763104351884:repository/"
+    assert covers(document, "ecr:BatchGetImage", f"{images}pytorch-inference")
+    assert not covers(document, "ecr:BatchGetImage", f"{images}tensorflow-inference")
+    assert covers(document, "s3:PutObject", "arn:aws:s3:::kennel-bucket/dogbreed/output/model.tar.gz")
+    logs = "arn:aws:logs:us-west-2:123456789012:log-group:/aws/sagemaker/"
+    assert covers(document, "logs:PutLogEvents", f"{logs}TrainingJobs:log-stream:dogs-120/algo-1")
+    assert not covers(document, "logs:PutLogEvents", f"{logs}Endpoints/kennel:log-stream:x")
+    assert ("kms:Decrypt" in actions, "ec2:CreateNetworkInterface" in actions) == ((scope is FULL),) * 2
+    assert ("sagemaker-mlflow:LogBatch" in actions) == (scope is FULL)
+
+
+def test_whole_bucket_is_listed_where_no_prefix_narrows_it() -> None:
+    document = caller_policy(replace(NARROW, prefix=""))
+    (listing,) = allowed(document, "s3:ListBucket")
+    assert "Condition" not in listing
+    (narrow,) = allowed(caller_policy(NARROW), "s3:ListBucket")
+    assert narrow["Condition"] == {"StringLike": {"s3:prefix": ["dogbreed", "dogbreed/*"]}}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("account_id", "12345"), ("account_id", "*"), ("region", "*"), ("bucket", "ken*"), ("prefix", "*"),
+        ("prefix", "dogs/"), ("name_prefix", ""), ("name_prefix", "*"), ("name_prefix", "dogs*"), ("role_arn", "*"),
+        ("role_arn", "arn:aws:iam::123456789012:role/*"), ("kms_key_arn", "arn:aws:kms:us-west-2:123456789012:key/*"),
+        ("data_uris", ("s3://*",)), ("data_uris", ("s3://kennel/*",)), ("tracking_server_arn", "https://host"),
+    ],
+)  # fmt: skip
+def test_what_would_widen_a_policy_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field} of a policy must "):
+        replace(NARROW, **{field: value})
