@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import TrackingError
+from dogbreed_ml.runcopy import DATABASE_FILE
 from dogbreed_ml.tracking import Run, RunRef, Tracker
 from sagemaker_jobs.environment import JobEnvironment
 
@@ -31,8 +32,10 @@ class JobRecord:
     kind: Literal["live", "bundle"]
 
     @classmethod
-    def open(cls, environment: JobEnvironment, config: ExperimentConfig, *, is_trial: bool) -> "JobRecord":
-        """The caller's tracking server where it answers within seconds, else a bundle.
+    def open(
+        cls, environment: JobEnvironment, config: ExperimentConfig, *, is_trial: bool, empty_store: Path | None = None
+    ) -> "JobRecord":
+        """The caller's tracking server where it answers within seconds, else a bundle, begun with `empty_store`.
 
         As a search's child run on this machine, a trial has no system metrics of its own.
         """
@@ -46,6 +49,8 @@ class JobRecord:
         # A spot instance's second life begins with an empty output; what is here is not a whole bundle.
         shutil.rmtree(bundle_dir, ignore_errors=True)
         bundle_dir.mkdir(parents=True)
+        if empty_store is not None and empty_store.is_file():
+            shutil.copy(empty_store, bundle_dir / DATABASE_FILE)
         return cls(Tracker.open(project_dir=bundle_dir, config=tracking), "bundle")
 
     def start(

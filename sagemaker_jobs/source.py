@@ -4,6 +4,7 @@ import gzip
 import importlib.metadata
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from dogbreed_ml.config import ExperimentConfig, from_dict, to_dict, without_sec
 from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.provenance import git_tags
+from dogbreed_ml.runcopy import empty_database
 from sagemaker_jobs import splitsfile
 from sagemaker_jobs.closure import source_files
 
@@ -25,6 +27,8 @@ PROGRAM: Final = "train.py"
 """sagemaker_program."""
 EXPERIMENT_FILE: Final = "experiment.json"
 REQUIREMENTS_FILE: Final = "requirements.txt"
+STORES_DIR: Final = ".dogbreed/sagemaker"
+"""Relative to the project root."""
 FORMAT_VERSION: Final = 1
 
 IN_THE_IMAGE: Final = ("numpy", "torch", "torchvision")
@@ -101,7 +105,7 @@ def build_source(
     command: str = "",
     project_dir: Path | None = None,
 ) -> Path:
-    """Writes sourcedir.tar.gz to `target`; the same inputs and code give the same bytes.
+    """Writes sourcedir.tar.gz to `target`; the same inputs and code give the same bytes in one `project_dir`.
 
     Without `splits` the job reads, checks and splits its channel `train` itself. `command` and the commit of
     `project_dir`'s checkout are recorded with the run. Values of sagemaker.environment stay out: the job has them as
@@ -114,12 +118,31 @@ def build_source(
     files = {name: path.read_bytes() for name, path in source_files(_ENTRY_MODULES).items()}
     files[PROGRAM] = _MAIN.encode()
     files[EXPERIMENT_FILE] = experiment.render().encode()
+    files[store_file()] = _empty_store(project_dir)
     files[REQUIREMENTS_FILE] = render_requirements(config).encode()
     if splits is not None:
         files[splitsfile.FILE_NAME] = splitsfile.render_splits(splits).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(_pack(files))
     return target
+
+
+def store_file() -> str:
+    """The empty store for a job's record, which that version of MLflow alone may open."""
+    return f"mlflow-{importlib.metadata.version('mlflow')}.db"
+
+
+def _empty_store(project_dir: Path | None) -> bytes:
+    """Kept in the project, so that the next archive has the same one."""
+    if project_dir is None:
+        return empty_database()
+    path = project_dir / STORES_DIR / store_file()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_bytes(empty_database())
+        unfinished.replace(path)
+    return path.read_bytes()
 
 
 def render_requirements(config: ExperimentConfig) -> str:

@@ -17,7 +17,7 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.debugging.epochs import EpochJudge
-from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
 from dogbreed_ml.features import TABLE_FILE
 from dogbreed_ml.pipeline.profiled import RunProfiler
 from dogbreed_ml.pipeline.stages import TEMPERATURE_METRIC, log_beginning, logged_feeds
@@ -32,7 +32,7 @@ from sagemaker_jobs.environment import JobEnvironment
 from sagemaker_jobs.hyperparameters import parse_hyperparameters
 from sagemaker_jobs.jobrecord import JobRecord
 from sagemaker_jobs.jobtraining import FEATURES_KEY_TAG, JobTraining
-from sagemaker_jobs.source import JobExperiment, load_experiment
+from sagemaker_jobs.source import JobExperiment, load_experiment, store_file
 from sagemaker_jobs.team import joined_team
 
 logger = logging.getLogger(__name__)
@@ -42,19 +42,28 @@ FEATURES_DIR: Final = "features"
 _STOPPED = 128 + signal.SIGTERM
 
 
-def main(variables: Mapping[str, str]) -> int:
-    """Runs the job that `variables` describe and returns the exit status; a failure's cause goes to its file."""
+def main(variables: Mapping[str, str], *, code_dir: Path | None = None) -> int:
+    """Runs the job that `variables` describe and returns the exit status; a failure's cause goes to its file.
+
+    `code_dir` is where the source archive was unpacked, null the folder that this program lies in.
+    """
     environment = JobEnvironment.read(variables)
-    signal.signal(signal.SIGTERM, raise_terminated)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
     with _logged_to_stdout():
         try:
-            run_job(environment, code_dir=Path(__file__).parents[1])
+            run_job(environment, code_dir=Path(__file__).parents[1] if code_dir is None else code_dir)
         except Terminated:
             logger.info("stopped")
             return _STOPPED
+        except DogbreedError as error:
+            _write_failure(environment, error)
+            logger.error("%s", error)
+            return 1
         except BaseException as error:
             _write_failure(environment, error)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -74,7 +83,12 @@ def run_job(environment: JobEnvironment, *, code_dir: Path) -> None:
                         pass
                 return
             job = _Job(environment, experiment, values, splits, training)
-            record = JobRecord.open(environment, experiment.config, is_trial=experiment.kind != "train")
+            record = JobRecord.open(
+                environment,
+                experiment.config,
+                is_trial=experiment.kind != "train",
+                empty_store=code_dir / store_file(),
+            )
             with record.tracker:
                 run = record.start(environment, experiment.config, run_name=job.run_name, tags=job.tags)
                 with run:

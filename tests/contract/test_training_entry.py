@@ -10,13 +10,13 @@ import pytest
 from local_jobs import job_request, make_bucket, read_log, wait_ended
 
 from dogbreed_ml.backend import device_of
+from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import (
     DataConfig,
     ExperimentConfig,
     FeaturesConfig,
     FloatDimension,
     ModelConfig,
-    SagemakerConfig,
     SearchConfig,
     TrackingConfig,
     TrainConfig,
