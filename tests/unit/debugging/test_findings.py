@@ -1,5 +1,6 @@
 """The tensor rules as plain functions: each fires on its ailment and is silent without it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 
 from dogbreed_ml.debugging import findings as find
 from dogbreed_ml.debugging.parameters import DEFAULTS, TENSOR_RULES, parse_parameters, rule_collections
+from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 
 
-def steps_of(found: list[find.Finding]) -> list[int]:
+def steps_of(found: Sequence[find.Finding]) -> list[int]:
     return [each.step for each in found]
 
 
@@ -22,7 +24,7 @@ def test_loss_not_decreasing_compares_with_a_step_far_enough_behind() -> None:
     losses = [1.0] * 5 + [0.5] * 5
     assert steps_of(find.loss_not_decreasing(steps, losses, num_steps=10, diff_percent=0.0)) == [12]
     assert steps_of(find.loss_not_decreasing(steps, losses, num_steps=12, diff_percent=60.0)) == [12, 24]
-    assert find.loss_not_decreasing(steps, losses[::-1], num_steps=30, diff_percent=0.0) == []
+    assert steps_of(find.loss_not_decreasing(steps, losses[::-1], num_steps=30, diff_percent=0.0)) == []
 
 
 def test_loss_that_is_nan_has_not_decreased() -> None:
@@ -42,12 +44,28 @@ def test_overfit_waits_for_its_patience_and_its_start() -> None:
 def test_overtraining_waits_for_its_patience_on_either_loss() -> None:
     settings: dict[str, Any] = {"patience_train": 3, "patience_validation": 2, "delta": 0.1}
     falling, flat = [1.0, 0.8, 0.6, 0.4], [0.5, 0.45, 0.44, 0.43]
-    assert find.overtraining([1, 2, 3, 4], falling, falling, **settings) == []
+    assert steps_of(find.overtraining([1, 2, 3, 4], falling, falling, **settings)) == []
     assert [(each.step, each.where) for each in find.overtraining([1, 2, 3, 4], flat, falling, **settings)] == [
         (4, "train/loss")
     ]
     assert steps_of(find.overtraining([1, 2, 3, 4], falling, flat, **settings)) == [3, 4]
     assert steps_of(find.overtraining([1, 2, 3, 4], flat, None, **settings)) == [4]
+
+
+def test_findings_of_a_long_curve_are_put_into_words_only_where_a_verdict_shows_them() -> None:
+    rendered: list[int] = []
+
+    def render(step: int, where: str) -> find.Finding:
+        rendered.append(step)
+        return find.Finding(step, where, f"At {step}.")
+
+    found = find.Findings([(step, "loss") for step in range(300)], render)
+    parameters = DEFAULTS["LossNotDecreasing"]
+    verdict = judged("LossNotDecreasing", found, datapoints=300, parameters=parameters, unit="epochs")
+    assert verdict.triggered == 300
+    assert [each.values["step"] for each in verdict.evidence] == [*range(10), *range(290, 300)]
+    assert (verdict.details["steps"], verdict.details["where"]) == ([*range(300)], ["loss"])
+    assert len(rendered) == len(verdict.evidence) + 1
 
 
 def test_class_imbalance_names_the_rare_and_the_mistaken_breed() -> None:
