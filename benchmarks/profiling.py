@@ -130,7 +130,7 @@ def _saving_s(folder: Path) -> float:
     for is_saved in (False, True):
         model, loss = new_head(NUM_CLASSES, seed=0), build_loss(batches.labels, config, NUM_CLASSES)
         tensors_dir = folder / f"tensors-{next(_run_numbers)}"
-        opened = Debugger.open(tensors_dir, save_interval=SAVE_INTERVAL) if is_saved else nullcontext()
+        opened = Debugger.open(tensors_dir, save_interval=SAVE_INTERVAL, max_gib=1) if is_saved else nullcontext()
         with opened as debugger:
             if debugger is not None:
                 debugger.watch(model, loss)

@@ -1,6 +1,8 @@
 """A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +25,9 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ProfileError
-from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, judge_source, profile, profiled_run
+from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, judge_source, profile, profiled_run
 from dogbreed_ml.pipeline.suggest import suggest
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import RULES
@@ -32,6 +35,9 @@ from dogbreed_ml.profiling.session import judge_folder
 from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
+
+# smdebug 1.0.34 with numpy 1.26.
+pytestmark = pytest.mark.filterwarnings("ignore:tostring.. is deprecated:DeprecationWarning")
 
 CONFIG = ExperimentConfig(
     data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
@@ -126,6 +132,67 @@ def test_a_sagemaker_jobs_folder_is_judged_and_left_as_it_is(context: Context, t
     assert summary.run_id is None
     answer = json.loads(json.dumps(summary.to_dict()))
     assert {verdict["rule"] for verdict in answer["verdicts"]} == set(RULES)
+
+
+@pytest.fixture(scope="module")
+def failed_run_id(context: Context) -> str:
+    """A run with the debugger on that fails after its first epoch, when its disk for tensors is used up."""
+    settings = replace(CONFIG.profile, enabled=True, debugger=True, save_interval=1, max_gib=200_000 / 2**30)
+    config = replace(CONFIG, profile=settings)
+    splits = load_splits(config.data, project_dir=context.project_dir)
+    bench = Workbench(splits, context.project_dir, torch.device("cpu"))
+
+    def fail(tracker: Tracker, run_ids: list[str]) -> None:
+        with (
+            tracker.start_run("failing") as run,
+            profiled_run(config, run, project_dir=context.project_dir) as profiler,
+        ):
+            run_ids.append(run.run_id)
+            feeds = bench.feeds(config)
+            for _ in profiler.epochs(bench, config, bench.model(config), feeds.train, valid=feeds.valid):
+                raise ZeroDivisionError
+
+    with Tracker.open(project_dir=context.project_dir, config=CONFIG.tracking) as tracker:
+        run_ids: list[str] = []
+        with pytest.raises(ZeroDivisionError):
+            fail(tracker, run_ids)
+    return run_ids[0]
+
+
+def test_a_run_that_fails_has_its_verdicts_and_report(context: Context, failed_run_id: str) -> None:
+    client = mlflow.MlflowClient(context.tracking_uri)
+    run = client.get_run(failed_run_id)
+    assert run.info.status == "FAILED"
+    assert {f"profiler.{rule}" for rule in (*RULES, *TENSOR_RULES)} <= set(run.data.tags)
+    assert run.data.tags["profiler.ExplodingTensor"] == "NoIssuesFound"
+    assert run.data.metrics["profiler/num_steps"] == 6
+    report = Path(client.download_artifacts(failed_run_id, "profiler/profiler-report.html")).read_text()
+    assert '<div class="rule" id="rule-ExplodingTensor">' in report
+    assert re.search(r"<li>Tensors were saved every 1 training steps, .* of profile\.max_gib=", report)
+
+
+def test_recorded_tensors_are_judged_again_with_other_parameters(context: Context, failed_run_id: str) -> None:
+    run_dir = context.project_dir / PROFILES_DIR / failed_run_id
+    config = replace(CONFIG, profile=ProfileConfig(rules={"VanishingGradient_threshold": 1000}))
+    for source in (failed_run_id, str(run_dir), str(run_dir / ARTIFACT_DIR)):
+        summary = judge_source(source, config, context=context)
+        by_rule = {verdict.rule: verdict for verdict in summary.verdicts}
+        assert tuple(by_rule) == (*RULES, *TENSOR_RULES), source
+        assert by_rule["VanishingGradient"].status == "IssuesFound"
+        assert by_rule["VanishingGradient"].parameters == {"threshold": 1000.0}
+        assert "Tensors were saved every" in Path(summary.report_path).read_text()
+
+
+def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(
+    context: Context, failed_run_id: str, tmp_path: Path
+) -> None:
+    write_machine(tmp_path / "job" / "profiler-output", cpus={"cpu0": [50.0] * 20})
+    tensors_dir = context.project_dir / PROFILES_DIR / failed_run_id / TENSORS_DIR
+    shutil.copytree(tensors_dir, tmp_path / "job" / "debug-output")
+    for folder in ("job", "job/profiler-output"):
+        summary = judge_source(str(tmp_path / folder), CONFIG, context=context)
+        datapoints = {verdict.rule: verdict.datapoints for verdict in summary.verdicts}
+        assert datapoints["AllZero"] > 0
 
 
 @pytest.mark.usefixtures("run_id")
