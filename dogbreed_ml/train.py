@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -92,6 +93,7 @@ def fit(
         optimizer = _optimizer(model, config)
         schedule = _schedule(optimizer, config, num_steps)
     autocast = _autocast(model, config, device)
+    placed = partial(_placed, device=device, memory_format=config.memory_format)
     best_loss, best_weights, epochs_since_best, global_step = math.inf, None, 0, 0
     devices = [device] if device.type == "cuda" else []
     for epoch in range(config.num_epochs):
@@ -110,7 +112,7 @@ def fit(
                     batch = next(batches, None)
                 if batch is None:
                     break
-                loss_sum += _step(model, batch, loss_function, optimizer, autocast, device, spans)
+                loss_sum += _step(model, batch, loss_function, optimizer, autocast, placed, spans)
                 schedule.step()
                 global_step += 1
         figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
@@ -173,12 +175,12 @@ def _step(
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     autocast: Callable[[], contextlib.AbstractContextManager[object]],
-    device: torch.device,
+    placed: Callable[[Tensor], Tensor],
     spans: Spans,
 ) -> Tensor:
     """One optimizer step; the batch's loss times its size, detached, on the device."""
     with spans.span("transfer"):
-        inputs, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+        inputs, labels = (placed(tensor) for tensor in batch)
     with spans.span("forward"), autocast():
         loss = loss_function(model(inputs).float(), labels)
     with spans.span("backward"):
@@ -188,6 +190,14 @@ def _step(
         optimizer.step()
     result: Tensor = loss.detach() * len(labels)
     return result
+
+
+def _placed(tensor: Tensor, *, device: torch.device, memory_format: str) -> Tensor:
+    """On the device; images and feature maps (B, C, H, W) in that order of memory."""
+    if memory_format == "auto" or tensor.ndim != 4:
+        return tensor.to(device, non_blocking=True)
+    wanted = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    return tensor.to(device, non_blocking=True, memory_format=wanted)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
 """The tensor rules as plain functions: each fires on its ailment and is silent without it."""
 
+import json
+import re
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import pytest
+from smdebug_rulesconfig.debugger_rules import builtin_rules
 
 from dogbreed_ml.debugging import findings as find
 from dogbreed_ml.debugging.parameters import DEFAULTS, TENSOR_RULES, parse_parameters, rule_collections
@@ -135,6 +139,20 @@ def test_every_rule_has_parameters_and_is_in_smdebugs_own_list() -> None:
         "relu_input",
         "relu_output",
     }
+
+
+def test_smdebugs_rule_configs_hold_no_default_that_differs() -> None:
+    # What smdebug_rulesconfig publishes of tensor rules: their names, collections and save interval, no parameter.
+    folder = resources.files("smdebug_rulesconfig.debugger_rules") / "rule_config_jsons"
+    published = json.loads((folder / "ruleConfigs.json").read_text(encoding="utf-8"))
+    for rule in TENSOR_RULES:
+        configuration = published[rule]["DebugRuleConfiguration"]
+        assert configuration["RuleConfigurationName"] == rule
+        own = {k: v for k, v in configuration["RuleParameters"].items() if k != "rule_to_invoke"}
+        assert parse_parameters(rule, own) == DEFAULTS[rule]
+        assert getattr(builtin_rules, re.sub(r"(?<!^)([A-Z])", r"_\1", rule).lower())() == published[rule]
+    given = {rule: set(each["DebugRuleConfiguration"]["RuleParameters"]) for rule, each in published.items()}
+    assert {rule for rule, names in given.items() if names != {"rule_to_invoke"}} == set()
 
 
 def test_parameters_are_read_as_sagemaker_writes_them() -> None:
