@@ -25,10 +25,12 @@ _NAME = "_module_name"
 LOSS_NAME = "CrossEntropyLoss"
 """smdebug saves CrossEntropyLoss_output_0 in its collection `losses`."""
 EPOCH_LOSS_NAME = "epoch_train_loss"
+TRAINING_STEP_NAME = "training_step"
 COLLECTIONS = {
     "labels": "^labels$",
     "predictions": "^predictions$",
-    "epoch": "^epoch_",
+    "epoch": f"^{EPOCH_LOSS_NAME}$",
+    "training_step": f"^{TRAINING_STEP_NAME}$",
     "biases": None,
     "weights": None,
     "gradients": None,
@@ -121,7 +123,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
         return True
 
     def save_epoch(self, train_loss: float, valid_loss: float | None) -> None:
-        """Saves an epoch's mean losses as a step of its own, in mode EVAL."""
+        """Saves an epoch's mean losses as a step of its own, in mode EVAL, with the last training step before it."""
         self._close_step()
         self.set_mode(modes.EVAL)
         if not self.prepared_collections:
@@ -129,6 +131,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
         self._increment_step()
         self._initialize_writers()
         self._save_for_tensor(EPOCH_LOSS_NAME, torch.tensor(train_loss))
+        self._save_for_tensor(TRAINING_STEP_NAME, torch.tensor(self.mode_steps[modes.TRAIN]))
         if valid_loss is not None:
             self.record_tensor_value(LOSS_NAME, torch.tensor(valid_loss))
         self.last_saved_step = self.step

@@ -293,7 +293,7 @@ def test_settings_of_a_network_trained_on_photographs_are_tried(
     photographs_dir: Path, weights_path: Path, tmp_path: Path
 ) -> None:
     config = ExperimentConfig(
-        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=2),
+        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=3),
         model=ModelConfig(weights=str(weights_path), resnet_version="1", trainable="layer4"),
         train=TrainConfig(batch_size=2, augmentation="flip", num_workers=1, memory_format="contiguous"),
     )
