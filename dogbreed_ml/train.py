@@ -255,14 +255,16 @@ def _schedule(
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def uses_bf16(config: TrainConfig, device: torch.device, *, has_convolutions: bool) -> bool:
+    """What train.precision comes to here, for a trained part with convolutions or without."""
+    if config.precision != "auto" or device.type == "cuda":
+        return config.precision != "fp32"
+    return has_convolutions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _autocast(
     model: nn.Module, config: TrainConfig, device: torch.device
 ) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    if device.type == "cuda":
-        wanted = config.precision in ("auto", "bf16")
-    else:
-        fast_here = _has_convolutions(model) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        wanted = config.precision == "bf16" or (config.precision == "auto" and fast_here)
-    if not wanted:
+    if not uses_bf16(config, device, has_convolutions=_has_convolutions(model)):
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

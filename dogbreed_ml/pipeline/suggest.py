@@ -21,7 +21,7 @@ from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.files import write_whole
 from dogbreed_ml.profiling.recordings import STEP_PREFIX
 from dogbreed_ml.profiling.timeline import TimelineRecorder
-from dogbreed_ml.train import Batches, fit
+from dogbreed_ml.train import Batches, fit, uses_bf16
 from dogbreed_ml.workbench import Workbench, uses_features
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,10 @@ def suggest(config: ExperimentConfig, *, context: Context, measure: Measure = im
             for value in choices:
                 values = {**best, name: value}
                 tried = measure(bench, with_values(config, values))
-                is_better = tried > MIN_GAIN * speed
+                # Twice, in turns: on a machine that does other things too, one pass may be twice as slow as the next.
+                is_better = tried > MIN_GAIN * speed and measure(
+                    bench, with_values(config, values)
+                ) > MIN_GAIN * measure(bench, with_values(config, best))
                 attempts.append(Attempt(values, round(tried, 1), is_better))
                 logger.info("%s: %.1f images/s, %.1f before", _flags(values), tried, speed)
                 if is_better:
@@ -134,10 +137,13 @@ def dimensions(config: ExperimentConfig, *, num_samples: int) -> Iterator[tuple[
     """What may be tried with this config; the values that it has already are left out."""
     now = flatten(config)
     cores = os.cpu_count() or 1
+    has_convolutions = config.model.trainable != "head" or not uses_features(config)
     if not uses_features(config):
-        yield "train.num_workers", [n for n in sorted({1, cores, 2 * cores}) if n != now["train.num_workers"]]
-    yield "train.precision", [p for p in ("fp32", "bf16") if p != now["train.precision"]]
-    if config.model.trainable != "head" or not uses_features(config):
+        # Not more than the cores: torch warns of it.
+        yield "train.num_workers", [n for n in sorted({1, max(1, cores // 2), cores}) if n != now["train.num_workers"]]
+    is_bf16 = uses_bf16(config.train, device_of(), has_convolutions=has_convolutions)
+    yield "train.precision", ["fp32" if is_bf16 else "bf16"]
+    if has_convolutions:
         yield "train.memory_format", [each for each in _MEMORY_FORMATS if each != _memory_format(config)]
     largest = num_samples // _NUM_STEPS
     yield "train.batch_size", [n for n in (2 * now["train.batch_size"], 4 * now["train.batch_size"]) if n <= largest]

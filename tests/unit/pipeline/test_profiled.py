@@ -1,6 +1,7 @@
 """A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -250,8 +251,8 @@ def test_each_setting_that_is_faster_joins_the_suggestion(context: Context, last
         del bench
         calls.append(config)
         gain = config.train.batch_size * (2 if config.train.precision == "bf16" else 1)
-        # 8 attempts and the first pass, then rounds of before and after.
-        return 10.0 * gain if lasts or len(calls) < 10 else 10.0
+        # A setting is tried twice; the best one is measured again at the end.
+        return 10.0 * gain if lasts or calls.count(config) <= 2 else 10.0
 
     config = replace(CONFIG, model=ModelConfig(weights="random", trainable="layer4"))
     config = replace(config, train=TrainConfig(batch_size=1, precision="fp32"))
@@ -277,13 +278,16 @@ def test_what_is_tried_depends_on_what_is_trained() -> None:
         )
         return dict(dimensions(config, num_samples=1000))
 
-    assert tried("head") == {"train.precision": ["fp32", "bf16"], "train.batch_size": [8, 16]}
+    assert tried("head", precision="fp32") == {"train.precision": ["bf16"], "train.batch_size": [8, 16]}
+    # A head has no convolution that bf16 would help.
+    assert tried("head")["train.precision"] == (["fp32"] if torch.cuda.is_available() else ["bf16"])
     kept_maps = tried("layer4", precision="bf16")
     assert kept_maps["train.memory_format"] == ["channels_last"]
     assert kept_maps["train.precision"] == ["fp32"]
     for images in (tried("all"), tried("layer4", augmentation="flip"), tried("head", augmentation="flip")):
         assert list(images) == ["train.num_workers", "train.precision", "train.memory_format", "train.batch_size"]
-        assert 1 not in images["train.num_workers"]
+        cores = os.cpu_count() or 1
+        assert set(images["train.num_workers"]) <= {cores // 2, cores} - {1}
         assert images["train.memory_format"] == ["contiguous"]
     assert tried("all", memory_format="contiguous")["train.memory_format"] == ["channels_last"]
 
@@ -299,7 +303,7 @@ def test_settings_of_a_network_trained_on_photographs_are_tried(
     )
     summary = suggest(config, context=Context(project_dir=tmp_path))
     names = {name for each in summary.attempts for name in each.values}
-    assert names == {"train.num_workers", "train.precision", "train.memory_format", "train.batch_size"}
+    assert names == {"train.num_workers", "train.precision", "train.memory_format", "train.batch_size"}, names
     assert {
         each.values["train.memory_format"] for each in summary.attempts if "train.memory_format" in each.values
     } == {"channels_last"}
