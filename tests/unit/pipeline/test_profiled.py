@@ -197,6 +197,29 @@ def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(
         assert datapoints["AllZero"] > 0
 
 
+@pytest.mark.slow  # 20 s: a model is logged and registered
+def test_train_and_tune_profile_on_request(tmp_path: Path) -> None:
+    from dogbreed_ml.pipeline.train import train
+    from dogbreed_ml.pipeline.tune import tune
+
+    context = Context(project_dir=tmp_path, argv=("dogbreed",))
+    config = replace(CONFIG, profile=ProfileConfig(enabled=True, interval_ms=50))
+    trained = train(config, context=context)
+    tuned = tune(replace(config, search=replace(config.search, num_trials=2)), context=context)
+    client = mlflow.MlflowClient(context.tracking_uri)
+    # Of a search they are the refit's steps; its trials are judged by their epochs.
+    for run_id in (trained.run_id, tuned.parent_run_id):
+        run = client.get_run(run_id)
+        assert {f"profiler.{rule}" for rule in RULES} <= set(run.data.tags)
+        assert run.data.metrics["profiler/num_steps"] > 0
+        assert "profiler/profiler-report.html" in {each.path for each in client.list_artifacts(run_id, ARTIFACT_DIR)}
+    query = f"tags.mlflow.parentRunId = '{tuned.parent_run_id}'"
+    trials = client.search_runs([client.get_run(tuned.parent_run_id).info.experiment_id], query)
+    judged = [trial.data.tags.get("profiler.Overfit") for trial in trials if "optuna.trial_number" in trial.data.tags]
+    assert len(judged) == 2
+    assert set(judged) <= {"NoIssuesFound", "IssuesFound"}
+
+
 @pytest.mark.usefixtures("run_id")
 def test_a_source_that_is_nothing_is_refused(context: Context) -> None:
     with pytest.raises(ProfileError, match="--from must be a folder, s3://bucket/prefix or the id of a run, got 'nix'"):
