@@ -78,8 +78,8 @@ def measure(settings: Settings) -> Result:
         "without, with. Files are written after the loop and are not in these times.",
         f"Kept features: a linear head on {num_steps} steps of 32 random feature rows, one torch thread. Tensors: "
         "smdebug's hook beside the same head, against no hook.",
-        f"The trial that is judged has {NUM_EPOCHS} epochs, most of them without a better loss, and 133 breeds: three of "
-        "four rules find an issue in nearly every epoch.",
+        f"The trial that is judged has {NUM_EPOCHS} epochs, most of them without a better loss, and 133 breeds: three "
+        "of four rules find an issue in nearly every epoch.",
         "A negative cost is noise.",
     )
     return Result("profiling", "what profiling costs", figures, notes)
