@@ -170,6 +170,9 @@ class TrainConfig:
     """Views kept of each train image: the plain one and num_views - 1 augmented ones; 1 augments afresh each epoch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the trained part: auto is bf16 autocast on CUDA and for convolutions on a CPU with AVX512-BF16, else fp32."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Order in memory of a batch of images or feature maps; auto takes it as loaded: images channels_last, kept
+    feature maps contiguous. `dogbreed profile --suggest` tries the other."""
     patience: int | None = None
     """Stop after so many epochs without a lower valid/loss, and keep the best epoch's weights; null never stops."""
     num_workers: int = 2
@@ -199,6 +202,7 @@ class TrainConfig:
             self.num_views,
         )
         require_choice("train.precision", self.precision, ("auto", "fp32", "bf16"))
+        require_choice("train.memory_format", self.memory_format, ("auto", "channels_last", "contiguous"))
         if self.patience is not None:
             require_number("train.patience", self.patience, low=1)
         require_number("train.num_workers", self.num_workers, low=1)

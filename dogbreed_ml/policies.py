@@ -40,6 +40,8 @@ class ProfileConfig:
     """Whether smdebug's hook saves losses, gradients, weights and activations, and tensor rules judge them."""
     save_interval: int = 50
     """Training steps from one that the debugger saves to the next."""
+    max_gib: float = 4.0
+    """Disk that saved tensors may take, GiB: half as many steps are saved whenever half of what was left is used."""
     stop_on: list[TensorRuleName] = field(default_factory=list)
     """Tensor rules that end the training when they trigger; needs debugger."""
     sagemaker_rules: bool = False
@@ -52,6 +54,7 @@ class ProfileConfig:
         require_number("profile.trace_start", self.trace_start, low=0)
         require_number("profile.trace_steps", self.trace_steps, low=0)
         require_number("profile.save_interval", self.save_interval, low=1)
+        require_number("profile.max_gib", self.max_gib, low=0, low_open=True)
         for name in self.stop_on:
             require_choice("profile.stop_on", name, get_args(TensorRuleName))
         require(

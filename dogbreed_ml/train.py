@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -107,6 +108,7 @@ def fit(
         optimizer = _optimizer(model, config)
         schedule = _schedule(optimizer, config, num_steps)
     autocast = _autocast(model, config, device)
+    placed = partial(_placed, device=device, memory_format=config.memory_format)
     progress = _Progress()
     if state is not None and state.values is not None:
         progress.restore(state.values, model, optimizer, schedule)
@@ -129,7 +131,7 @@ def fit(
                     batch = next(batches, None)
                 if batch is None:
                     break
-                loss_sum += _step(model, batch, loss_function, optimizer, autocast, device, spans)
+                loss_sum += _step(model, batch, loss_function, optimizer, autocast, placed, spans)
                 schedule.step()
                 progress.global_step += 1
         figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
@@ -230,12 +232,12 @@ def _step(
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     autocast: Callable[[], contextlib.AbstractContextManager[object]],
-    device: torch.device,
+    placed: Callable[[Tensor], Tensor],
     spans: Spans,
 ) -> Tensor:
     """One optimizer step; the batch's loss times its size, detached, on the device."""
     with spans.span("transfer"):
-        inputs, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+        inputs, labels = (placed(tensor) for tensor in batch)
     with spans.span("forward"), autocast():
         loss = loss_function(model(inputs).float(), labels)
     with spans.span("backward"):
@@ -245,6 +247,14 @@ def _step(
         optimizer.step()
     result: Tensor = loss.detach() * len(labels)
     return result
+
+
+def _placed(tensor: Tensor, *, device: torch.device, memory_format: str) -> Tensor:
+    """On the device; images and feature maps (B, C, H, W) in that order of memory."""
+    if memory_format == "auto" or tensor.ndim != 4:
+        return tensor.to(device, non_blocking=True)
+    wanted = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    return tensor.to(device, non_blocking=True, memory_format=wanted)
 
 
 @contextlib.contextmanager
@@ -302,14 +312,16 @@ def _schedule(
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def uses_bf16(config: TrainConfig, device: torch.device, *, has_convolutions: bool) -> bool:
+    """What train.precision comes to here, for a trained part with convolutions or without."""
+    if config.precision != "auto" or device.type == "cuda":
+        return config.precision != "fp32"
+    return has_convolutions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _autocast(
     model: nn.Module, config: TrainConfig, device: torch.device
 ) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    if device.type == "cuda":
-        wanted = config.precision in ("auto", "bf16")
-    else:
-        fast_here = _has_convolutions(model) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        wanted = config.precision == "bf16" or (config.precision == "auto" and fast_here)
-    if not wanted:
+    if not uses_bf16(config, device, has_convolutions=_has_convolutions(model)):
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
 """The debugger of one training: tensors saved by smdebug's hook, judged while it runs and at its end.
 
-with Debugger.open(folder, save_interval=10, stop_on=["ExplodingTensor"]) as debugger:
+with Debugger.open(folder, save_interval=10, max_gib=4, stop_on=["ExplodingTensor"]) as debugger:
     debugger.watch(model, loss_function)
     for result in debugger.epochs(fit(model, ..., loss_function=loss_function)):
         ...
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dogbreed_ml.debugging.budget import SaveBudget
 from dogbreed_ml.debugging.parameters import TENSOR_RULES, RuleName, parse_parameters
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
@@ -39,7 +40,7 @@ class Debugger:
     """Watches one training; where smdebug cannot be imported it watches nothing, and its verdicts say why."""
 
     def __init__(
-        self, tensors_dir: Path, *, save_interval: int, stop_on: Sequence[RuleName], parameters: Parameters
+        self, tensors_dir: Path, *, budget: SaveBudget, stop_on: Sequence[RuleName], parameters: Parameters
     ) -> None:
         self.tensors_dir = tensors_dir
         self.stopped_by: RuleName | None = None
@@ -48,7 +49,7 @@ class Debugger:
         """One a rule of TENSOR_RULES, once the debugger is closed."""
         self._stop_on = stop_on
         self._parameters = parameters
-        self._save_interval = save_interval
+        self._budget = budget
         self._missing: str | None = None
         self._hook: TrainingHook | None = None
         self._judge: TrialJudge | None = None
@@ -59,25 +60,33 @@ class Debugger:
         tensors_dir: Path,
         *,
         save_interval: int,
+        max_gib: float,
         stop_on: Sequence[RuleName] = (),
         parameters: Parameters | None = None,
     ) -> Self:
-        """Saves into `tensors_dir`, which must not exist yet, every `save_interval` steps.
+        """Saves into `tensors_dir`, which must not exist yet, every `save_interval` steps, more rarely near `max_gib`.
 
         `parameters` are by rule, over SageMaker's defaults. Raises ConfigError for an unknown rule or parameter.
         """
         check_rules([*stop_on, *(parameters or {})])
         for rule in TENSOR_RULES:
             parse_parameters(rule, (parameters or {}).get(rule, {}))
-        debugger = cls(tensors_dir, save_interval=save_interval, stop_on=stop_on, parameters=parameters or {})
+        budget = SaveBudget(max_gib * 2**30, save_interval)
+        debugger = cls(tensors_dir, budget=budget, stop_on=stop_on, parameters=parameters or {})
         try:
             hooks = import_smdebug("hook")
         except ImportError as error:
             debugger._missing = f"smdebug cannot be imported ({error})"
             logger.warning("The debugger is off: %s.", debugger._missing)
         else:
-            debugger._hook = hooks.TrainingHook(tensors_dir, save_interval=save_interval)
+            debugger._hook = hooks.TrainingHook(tensors_dir, budget=budget)
         return debugger
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not saved of what was asked for: one sentence each."""
+        note = self._budget.note()
+        return (note,) if note else ()
 
     def watch(self, model: "nn.Module", loss_function: "nn.Module") -> None:
         """Hooks onto what `fit` is given; before its first step, and after the model stands on its device."""
@@ -186,6 +195,11 @@ def judge_tensors(tensors_dir: Path, *, parameters: Parameters | None = None) ->
         return _all_not_applicable(f"smdebug cannot be imported ({error})")
     judge.look()
     return judge.verdicts()
+
+
+def has_tensors(folder: Path) -> bool:
+    """Whether smdebug saved tensors there."""
+    return any(folder.glob("collections/*/*.json"))
 
 
 def check_rules(names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from smdebug.pytorch import Hook
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dogbreed_ml.debugging.budget import SaveBudget
 from dogbreed_ml.debugging.parameters import TENSOR_RULES, rule_collections
 from dogbreed_ml.errors import ProfileError
 
@@ -24,10 +25,12 @@ _NAME = "_module_name"
 LOSS_NAME = "CrossEntropyLoss"
 """smdebug saves CrossEntropyLoss_output_0 in its collection `losses`."""
 EPOCH_LOSS_NAME = "epoch_train_loss"
+TRAINING_STEP_NAME = "training_step"
 COLLECTIONS = {
     "labels": "^labels$",
     "predictions": "^predictions$",
-    "epoch": "^epoch_",
+    "epoch": f"^{EPOCH_LOSS_NAME}$",
+    "training_step": f"^{TRAINING_STEP_NAME}$",
     "biases": None,
     "weights": None,
     "gradients": None,
@@ -43,9 +46,12 @@ class TrainingHook(Hook):  # type: ignore[misc]
     ends with `relu`, which SageMaker's rules look for.
     """
 
-    def __init__(self, out_dir: Path, *, save_interval: int) -> None:
-        """`out_dir` must not exist yet; a step in `save_interval` is saved."""
-        every = SaveConfigMode(save_interval=save_interval)
+    _collections_to_save_for_step: set[Any] | None
+    """smdebug's own: of the step at hand, None until it is asked."""
+
+    def __init__(self, out_dir: Path, *, budget: SaveBudget) -> None:
+        """`out_dir` must not exist yet; the training steps that `budget` allows are saved."""
+        every = SaveConfigMode(save_interval=budget.interval)
         super().__init__(
             out_dir=str(out_dir),
             save_config=SaveConfig({modes.TRAIN: every, modes.EVAL: SaveConfigMode(save_interval=1)}),
@@ -62,6 +68,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
             if regex is not None:
                 collection.include(regex)
             self.include_collections.append(name)
+        self._budget = budget
         self._handles: list[RemovableHandle] = []
         self._inplace: list[nn.Module] = []
         self._is_training = False
@@ -109,21 +116,22 @@ class TrainingHook(Hook):  # type: ignore[misc]
         """Finishes the files of the step at hand, so that they can be read; False where nothing was saved yet."""
         if self.last_saved_step is None:
             return False
-        self._close_writers()
+        self._close_step()
         if not self.exported_collections:
             self.export_collections()
             self.exported_collections = True
         return True
 
     def save_epoch(self, train_loss: float, valid_loss: float | None) -> None:
-        """Saves an epoch's mean losses as a step of its own, in mode EVAL."""
-        self._close_writers()
+        """Saves an epoch's mean losses as a step of its own, in mode EVAL, with the last training step before it."""
+        self._close_step()
         self.set_mode(modes.EVAL)
         if not self.prepared_collections:
             self._prepare_collections()
         self._increment_step()
         self._initialize_writers()
         self._save_for_tensor(EPOCH_LOSS_NAME, torch.tensor(train_loss))
+        self._save_for_tensor(TRAINING_STEP_NAME, torch.tensor(self.mode_steps[modes.TRAIN]))
         if valid_loss is not None:
             self.record_tensor_value(LOSS_NAME, torch.tensor(valid_loss))
         self.last_saved_step = self.step
@@ -132,6 +140,7 @@ class TrainingHook(Hook):  # type: ignore[misc]
     def forward_pre_hook(self, module: nn.Module, inputs: Any) -> None:
         self._is_training = module.training
         if self._is_training:
+            self._close_step()
             self.set_mode(modes.TRAIN)
             super().forward_pre_hook(module, inputs)
 
@@ -146,6 +155,23 @@ class TrainingHook(Hook):  # type: ignore[misc]
 
     def backward_hook(self, tname: str) -> Callable[[Tensor], None]:
         return super().backward_hook(tname)  # type: ignore[no-any-return]
+
+    def _close_step(self) -> None:
+        """Finishes the file of the training step at hand, if there is one, and counts it."""
+        if self.writer is None:
+            return
+        path, step = Path(self.writer.event_file_path), self.mode_steps[modes.TRAIN]
+        self._close_writers()
+        if self._budget.spend(path.stat().st_size, step=step):
+            logger.info("tensors are saved every %d training steps after step %d.", self._budget.interval, step)
+
+    def _get_collections_to_save_for_step(self) -> set[Any]:
+        is_new, was_spent = self._collections_to_save_for_step is None, self._budget.is_spent
+        if is_new and self.mode == modes.TRAIN and not self._budget.allows(self.mode_steps[modes.TRAIN]):
+            self._collections_to_save_for_step = set()
+            if self._budget.is_spent and not was_spent:
+                logger.info("no tensors are saved after step %d: profile.max_gib is used up.", self._budget.last_step)
+        return super()._get_collections_to_save_for_step()  # type: ignore[no-any-return]
 
     def _log_params(self, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():

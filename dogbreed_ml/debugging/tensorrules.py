@@ -24,7 +24,7 @@ from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
 
-LOSSES, EPOCH_COLLECTION = "losses", "epoch"
+LOSSES, EPOCH_COLLECTION, TRAINING_STEP_COLLECTION = "losses", "epoch", "training_step"
 _MIN_LABELS_OF_CLASS = 5
 """A breed is judged by its mispredictions from so many labels on."""
 
@@ -258,6 +258,10 @@ class LossRule(TensorRule):
         self._this_epoch = []
         if not train:
             return []
+        # Without it (another's hook) the last step that was saved: with few of them saved, that may be long ago.
+        for told in self.tensors(step, TRAINING_STEP_COLLECTION).values():
+            self.train_step = int(told)
+            self.global_steps[self.train_step] = step
         self.datapoints += 1
         self._epochs.append((self.train_step, float(np.mean(train)), math.nan if valid is None else valid))
         triggered = self.verdict().triggered

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed_ml.debugging.findings import Finding
+from dogbreed_ml.debugging.findings import Finding, places
 from dogbreed_ml.debugging.parameters import RuleName
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, Evidence, Verdict
 
@@ -42,6 +42,7 @@ def judged(
     half = MAX_EVIDENCE // 2
     shown = findings if len(findings) <= MAX_EVIDENCE else (*findings[:half], *findings[-half:])
     times = times_s or {}
+    steps, wheres = places(findings)
     evidence = tuple(_evidence(each, times.get(each.step, 0.0)) for each in shown)
     return Verdict(
         rule,
@@ -52,7 +53,7 @@ def judged(
         parameters,
         evidence,
         RECOMMENDATIONS[rule],
-        {"steps": sorted({each.step for each in findings})[:1000], "where": sorted({each.where for each in findings})},
+        {"steps": sorted(steps)[:1000], "where": sorted(wheres)},
     )
 
 

@@ -6,9 +6,10 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +21,9 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.s3 import mirror_prefix
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
-from dogbreed_ml.debugging.debugger import Debugger
+from dogbreed_ml.debugging.debugger import Debugger, has_tensors, judge_tensors
 from dogbreed_ml.debugging.epochs import judge_epochs
-from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.errors import DogbreedError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
 from dogbreed_ml.policies import ProfileConfig
@@ -43,6 +44,11 @@ PROFILES_DIR: Final = ".dogbreed/profiles"
 ARTIFACT_DIR: Final = "profiler"
 """Of the run, and of its folder under PROFILES_DIR; tensors lie beside the latter and are not uploaded."""
 TENSORS_DIR: Final = "tensors"
+DEBUG_OUTPUT_DIR: Final = "debug-output"
+"""Where a SageMaker job's hook saves tensors, beside profiler-output."""
+
+_RECORDED_SUFFIXES: Final = frozenset({".json", ".csv", ".tfevents", ".ts"})
+"""Profiler files, tensors with their index, and smdebug's mark of a job's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +115,32 @@ def profile(config: ExperimentConfig, *, context: Context) -> ProfileSummary:
 def judge_source(source: str, config: ExperimentConfig, *, context: Context) -> ProfileSummary:
     """Judges recorded files without a training: a folder, s3://bucket/prefix, or the id of a profiled run.
 
-    Ours and a SageMaker job's are the same to it. The report is kept under PROFILES_DIR.
+    Ours and a SageMaker job's are the same to it; where saved tensors lie beside them, they are judged too. The report
+    is kept under PROFILES_DIR.
     """
     parent_dir = context.project_dir / PROFILES_DIR
     if source.startswith("s3://"):
         parent_dir.mkdir(parents=True, exist_ok=True)
-        suffixes = {".json", ".csv"}
-        folder = mirror_prefix(source, parent_dir, progress=context.progress, suffixes=suffixes)
+        folder = mirror_prefix(source, parent_dir, progress=context.progress, suffixes=_RECORDED_SUFFIXES)
         recorded = folder
     elif Path(source).is_dir():
-        recorded, folder = Path(source), parent_dir / f"from-{Path(source).resolve().name}"
+        recorded, folder = Path(source).resolve(), parent_dir / f"from-{Path(source).resolve().name}"
+        if (recorded / ARTIFACT_DIR).is_dir():
+            recorded = recorded / ARTIFACT_DIR
     else:
         recorded = folder = _fetched_run(source, config, context, parent_dir)
-    found = judge_folder(recorded, config.profile, folder=folder)
+    tensors_dir = _tensors_beside(recorded)
+    tensors = judge_tensors(tensors_dir, parameters=config.profile.tensor_rules) if tensors_dir else ()
+    found = judge_folder(recorded, config.profile, folder=folder, tensor_verdicts=tensors)
     return ProfileSummary(
         run_id=None, report_path=str(_save_report(found, title=source)), verdicts=found.verdicts, figures=found.figures
     )
+
+
+def _tensors_beside(recorded: Path) -> Path | None:
+    """Ours lie beside the profile's folder, a SageMaker job's beside its profiler-output."""
+    folders = (recorded / DEBUG_OUTPUT_DIR, recorded.parent / DEBUG_OUTPUT_DIR, recorded.parent / TENSORS_DIR)
+    return next((folder for folder in folders if has_tensors(folder)), None)
 
 
 def _fetched_run(run_id: str, config: ExperimentConfig, context: Context, parent_dir: Path) -> Path:
@@ -151,6 +167,9 @@ class RunProfiler:
         self._folder = folder
         self._profile: Profile | None = None
         self._tensor_verdicts: tuple[Verdict, ...] = ()
+        self._notes: tuple[str, ...] = ()
+        self._ending: Callable[[], tuple[Verdict, ...]] | None = None
+        """Judges the training, once it has begun and until that was done."""
         if session is not None:
             self.spans = session.spans
 
@@ -173,53 +192,67 @@ class RunProfiler:
         state: FitState | None = None,
     ) -> Generator[EpochResult]:
         """As `fit`, recorded; the tensor rules watch where profile.debugger is on, and may end it."""
-        with ExitStack() as stack:
-            loss_function = build_loss(batches.labels, config.train, bench.num_classes)
-            results = fit(
-                model,
-                batches,
-                valid=valid,
-                config=config.train,
-                metrics=metrics,
-                num_classes=bench.num_classes,
-                device=bench.device,
-                loss_function=loss_function,
-                spans=self.spans,
-                state=state,
-            )
-            debugger = None
-            if self._session is not None:
-                if not uses_features(config):
-                    self._session.spans.loader = LoaderProcesses(config.train.num_workers)
-                if self._config.debugger:
-                    debugger = stack.enter_context(self._debugger(model.to(bench.device), loss_function))
-            seen: list[EpochResult] = []
-            for result in debugger.epochs(results) if debugger else results:
+        loss_function = build_loss(batches.labels, config.train, bench.num_classes)
+        results = fit(
+            model,
+            batches,
+            valid=valid,
+            config=config.train,
+            metrics=metrics,
+            num_classes=bench.num_classes,
+            device=bench.device,
+            loss_function=loss_function,
+            spans=self.spans,
+            state=state,
+        )
+        if self._session is None:
+            yield from results
+            return
+        if not uses_features(config):
+            self._session.spans.loader = LoaderProcesses(config.train.num_workers)
+        if self._config.debugger:
+            debugger = self._open_debugger()
+            self._ending = partial(self._close_debugger, debugger)
+            debugger.watch(model.to(bench.device), loss_function)
+            results = debugger.epochs(results)
+        seen: list[EpochResult] = []
+        if not self._config.debugger:
+            counts = label_counts(bench.splits.train, bench.splits.classes)
+            self._ending = partial(judge_epochs, seen, label_counts=counts, parameters=self._config.tensor_rules)
+        try:
+            for result in results:
                 seen.append(result)
                 yield result
-        if debugger is not None:
-            self._tensor_verdicts = debugger.verdicts
-        elif self._session is not None:
-            counts = label_counts(bench.splits.train, bench.splits.classes)
-            self._tensor_verdicts = judge_epochs(seen, label_counts=counts, parameters=self._config.tensor_rules)
+        finally:
+            self._end_training()
 
-    @contextmanager
-    def _debugger(self, model: nn.Module, loss_function: nn.Module) -> Iterator[Debugger]:
+    def _open_debugger(self) -> Debugger:
         assert self._folder is not None
-        with Debugger.open(
+        return Debugger.open(
             self._folder / TENSORS_DIR,
             save_interval=self._config.save_interval,
+            max_gib=self._config.max_gib,
             stop_on=self._config.stop_on,
             parameters=self._config.tensor_rules,
-        ) as debugger:
-            debugger.watch(model, loss_function)
-            yield debugger
+        )
+
+    def _close_debugger(self, debugger: Debugger) -> tuple[Verdict, ...]:
+        debugger.close()
+        self._notes = debugger.notes
+        return debugger.verdicts
+
+    def _end_training(self) -> None:
+        """Judges the tensors, or the epochs, once; also where whoever reads the epochs fails and never comes back."""
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            self._tensor_verdicts = ending()
 
     def finish(self, run: "Run") -> None:
         """Judges, writes the report and attaches everything to the run."""
         if self._session is None:
             return
-        self._profile = self._session.judge(self._tensor_verdicts)
+        self._end_training()
+        self._profile = self._session.judge(self._tensor_verdicts, notes=self._notes)
         self.report_path = _save_report(self._profile, title=f"Run {run.run_id}")
         run.set_tags(self._profile.tags)
         run.log_metrics(self._profile.figures)
@@ -230,17 +263,34 @@ class RunProfiler:
 def profiled_run(config: ExperimentConfig, run: "Run", *, project_dir: Path) -> Iterator[RunProfiler]:
     """Profiles the body where profile.enabled is true, and attaches the profile to the run at its end.
 
-    Where the body raises, what was recorded stays in PROFILES_DIR and nothing is judged.
+    Where the body fails, what was recorded until then is judged and attached all the same; an interrupt ends at once,
+    and leaves the recording in PROFILES_DIR.
     """
     if not config.profile.enabled:
         yield RunProfiler(config.profile)
         return
     folder = project_dir / PROFILES_DIR / run.run_id
     shutil.rmtree(folder, ignore_errors=True)
-    with profiled(folder / ARTIFACT_DIR, config.profile) as session:
-        profiler = RunProfiler(config.profile, session, folder)
-        yield profiler
+    profiler: RunProfiler | None = None
+    try:
+        with profiled(folder / ARTIFACT_DIR, config.profile) as session:
+            profiler = RunProfiler(config.profile, session, folder)
+            yield profiler
+    except Exception:
+        if profiler is not None:
+            _finish_failed(profiler, run)
+        raise
     profiler.finish(run)
+
+
+def _finish_failed(profiler: RunProfiler, run: "Run") -> None:
+    """The cause of the failure is what is raised, whatever becomes of its profile."""
+    try:
+        profiler.finish(run)
+    except (DogbreedError, OSError) as error:
+        logger.warning("What was recorded of the failed run could not be judged: %s", error)
+    else:
+        logger.warning("The run failed; what was recorded of it is judged in %s.", profiler.report_path)
 
 
 def label_counts(split: Split, classes: Mapping[int, str] | tuple[str, ...]) -> dict[str, int]:

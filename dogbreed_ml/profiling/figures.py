@@ -16,7 +16,8 @@ def profile_figures(recording: Recording) -> dict[str, float]:
 
     step_p50_ms, step_p95_ms, step_mean_ms, num_steps; data_wait_share, transfer_share, forward_share, backward_share
     and optimizer_share of the training steps' time; evaluation_s, logging_s, initialization_s, training_loop_s;
-    cpu_mean, memory_max, gpu_mean and gpu_memory_max in percent.
+    cpu_mean, memory_max, gpu_mean and gpu_memory_max in percent; process_memory_growth_mib, from the training loop's
+    start to its end.
     """
     figures = _loop_figures(recording) | _system_figures(recording)
     return {f"{PREFIX}{name}": value for name, value in figures.items() if math.isfinite(value)}
@@ -54,4 +55,15 @@ def _system_figures(recording: Recording) -> dict[str, float]:
         values = recording.system.select(dimension)["value"]
         if len(values):
             figures[name] = float(values.max() if is_max else values.mean())
-    return figures
+    return figures | _memory_growth(recording)
+
+
+def _memory_growth(recording: Recording) -> dict[str, float]:
+    """Without the network's and the data's own arrival, which come before the loop."""
+    memory, summary = recording.system.select("ProcessMemoryMiB"), job_summary(recording) or {}
+    if "initialization_s" in summary:
+        loop_s = summary["job_start_s"] + summary["initialization_s"]
+        during = memory["timestamp_s"].between(loop_s, loop_s + summary["training_loop_s"])
+        memory = memory[during]
+    values = memory["value"]
+    return {"process_memory_growth_mib": float(values.iloc[-1] - values.iloc[0])} if len(values) > 1 else {}

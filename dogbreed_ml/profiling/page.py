@@ -46,7 +46,9 @@ p { margin: 4px 0; } small { color: var(--soft); margin-left: 6px; }
 table { font-size: 14px; }
 td { white-space: nowrap; } .facts th { font-weight: 500; color: var(--soft); }
 thead th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
-#rules { width: 100%; } #rules td.wide { white-space: normal; min-width: 200px; }
+#rules { width: 100%; font-size: 13px; } #rules td.wide { white-space: normal; min-width: 170px; }
+#rules th { font-size: 12px; } #rules td, #rules th { padding-right: 10px; }
+#rules td.parameters { font-size: 11.5px; padding-right: 0; }
 .rule td:nth-child(3) { white-space: normal; min-width: 260px; }
 summary { cursor: pointer; color: var(--soft); font-size: 13.5px; margin-top: 6px; }
 .badge { font-size: 12px; font-weight: 600; padding: 1px 8px; border-radius: 9px; white-space: nowrap; }

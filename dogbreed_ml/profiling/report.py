@@ -38,6 +38,8 @@ _PLOT_OF: Final = {"Load balancing": "balance", "Memory": "memory"}
 _EARLIER: Final = ("MaxInitializationTime", "OverallSystemUsage", "OverallFrameworkMetrics", "StepOutlier")
 _MAX_OPEN: Final = 8
 """Rows of evidence that are shown without a click."""
+_MIN_SHARE_WITH_WORDS: Final = 0.15
+"""Of the job's time: a narrower part of the bar would cut its words off; the table below has them."""
 _ORDER: Final = {"IssuesFound": 0, "Error": 1, "NoIssuesFound": 2, "NotApplicable": 3}
 
 
@@ -131,7 +133,8 @@ def _job_summary(verdict: Verdict | None) -> str:
             share = details[key] / total if total > 0 else 0.0
             rows.append((name, f"{details[key]:.1f} s ({share:.0%})"))
             label = html.escape(f"{name} {share:.0%}")
-            bar += f'<span style="flex: {max(share, 0.0):.4f}" title="{label}"><i>{label}</i></span>'
+            words = f"<i>{label}</i>" if share > _MIN_SHARE_WITH_WORDS else ""
+            bar += f'<span style="flex: {max(share, 0.0):.4f}" title="{label}">{words}</span>'
     rendered = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
     return f'<div class="parts">{bar}</div><table class="facts">{rendered}</table>{_rule(verdict)}'
 
@@ -165,13 +168,13 @@ def _step_figures(figures: Mapping[str, float]) -> list[str]:
 
 
 def _rules_summary(verdicts: Sequence[Verdict]) -> str:
-    heads = ("rule", "status", "looks for", "recommendation", "triggered", "datapoints", "parameters")
+    heads = ("rule", "status", "looks for", "what to do, or what was found", "triggered", "datapoints", "parameters")
     ranked = sorted(verdicts, key=lambda verdict: (_ORDER[verdict.status], -verdict.triggered))
     rows = "".join(
         f"<tr><td><b>{html.escape(each.rule)}</b></td><td>{_badge(each)}</td>"
         f'<td class="wide">{html.escape(DESCRIPTIONS.get(each.rule, ""))}</td>'
         f'<td class="wide">{html.escape(each.recommendation or each.reason)}</td>'
-        f"<td>{each.triggered}</td><td>{each.datapoints}</td><td>{_parameters(each)}</td></tr>"
+        f'<td>{each.triggered}</td><td>{each.datapoints}</td><td class="parameters">{_parameters(each)}</td></tr>'
         for each in ranked
     )
     head = "".join(f"<th>{name}</th>" for name in heads)
@@ -183,7 +186,8 @@ def _rule(verdict: Verdict | None) -> str:
     if verdict is None:
         return '<p class="none">This rule was not asked for.</p>'
     advice = f'<p class="advice">{html.escape(verdict.recommendation)}</p>' if verdict.recommendation else ""
-    counted = f"triggered {verdict.triggered} times in {verdict.datapoints} datapoints"
+    is_judged = verdict.status in ("IssuesFound", "NoIssuesFound")
+    counted = f"triggered {verdict.triggered} times in {verdict.datapoints} datapoints" if is_judged else ""
     name = html.escape(verdict.rule)
     return (
         f'<div class="rule" id="rule-{name}"><h3>{name} {_badge(verdict)}</h3>'
@@ -268,7 +272,7 @@ def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    return f'<section class="notes"><h2>About the files</h2><ul>{items}</ul></section>'
+    return f'<section class="notes"><h2>Notes</h2><ul>{items}</ul></section>'
 
 
 def _time(seconds: float) -> str:

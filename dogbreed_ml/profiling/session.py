@@ -9,15 +9,17 @@ FOLDER/
   trace/trace.json operators.csv      torch.profiler's window, where profile.trace_steps asks for one
   profiler-output/profiler-reports/   one JSON a rule
   profiler-report.html
+  notes.txt                           what was left out, where something was
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from dogbreed_ml.files import write_whole
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.figures import profile_figures
 from dogbreed_ml.profiling.readers import read_recording
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 RAW_DIR: Final = "raw"
 TRACE_DIR: Final = "trace"
+NOTES_FILE: Final = "notes.txt"
+"""One note a line, for the report, also when the recording is judged again."""
 
 START: Final = "start"
 """The first span of a recording; takes no time."""
@@ -72,12 +76,16 @@ class ProfileSession:
         """What `fit`, the workbench and the pipeline mark their phases with."""
         self.sampler = SystemSampler(folder / RAW_DIR, interval_ms=config.interval_ms, clock=clock)
 
-    def judge(self, tensor_verdicts: Sequence[Verdict] = ()) -> Profile:
-        """Reads what was recorded and judges it; after the `with` of `profiled` has ended."""
+    def judge(self, tensor_verdicts: Sequence[Verdict] = (), *, notes: Sequence[str] = ()) -> Profile:
+        """Reads what was recorded and judges it; after the `with` of `profiled` has ended.
+
+        `notes` are for the report, one sentence each.
+        """
+        told = list(notes)
         if self.spans.num_dropped:
-            logger.warning(
-                "%d spans were left out of the timeline: more than it keeps in memory.", self.spans.num_dropped
-            )
+            told.append(f"{self.spans.num_dropped} spans were left out of the timeline: more than it keeps in memory.")
+        if told:
+            write_whole(self.folder / NOTES_FILE, [f"{note}\n" for note in told])
         return judge_folder(self.folder, self.config, tensor_verdicts=tensor_verdicts)
 
 
@@ -109,6 +117,7 @@ def judge_folder(
     Raises ProfileError where `source` has no profiler files, or damaged ones.
     """
     recording = read_recording(source)
+    recording = replace(recording, notes=(*recording.notes, *_load_notes(source / NOTES_FILE)))
     for note in recording.all_notes:
         logger.warning("%s", note)
     trace_dir = source / TRACE_DIR
@@ -121,3 +130,7 @@ def judge_folder(
         load_operators(trace_dir / OPERATORS_FILE),
         trace_path if trace_path.is_file() else None,
     )
+
+
+def _load_notes(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

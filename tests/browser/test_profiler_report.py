@@ -88,6 +88,11 @@ def test_profiler_report_opens_evidence_and_leads_to_its_sections(visit: Visit) 
     expect(evidence.locator("tbody tr").first).to_be_hidden()
 
 
+def test_profiler_report_shows_the_rules_table_whole(visit: Visit) -> None:
+    box = visit.page.locator("#rules").locator("xpath=..")
+    assert box.evaluate("box => box.scrollWidth - box.clientWidth") == 0
+
+
 def test_profiler_report_fits_a_narrow_window(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 480, "height": 800})
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 480

@@ -30,5 +30,5 @@ def test_a_jobs_files_are_judged_from_its_bucket(client: Any, tmp_path: Path) ->
     summary = judge_source("s3://jobs/job-1/profiler-output", ExperimentConfig(), context=context)
     assert {verdict.rule for verdict in summary.verdicts if verdict.status == "IssuesFound"} >= {"CPUBottleneck"}
     assert summary.figures["profiler/num_steps"] == 500
-    with pytest.raises(DataError, match=r"has no files that end in \.csv, \.json\."):
+    with pytest.raises(DataError, match=r"has no files that end in \.csv, \.json, \.tfevents, \.ts\."):
         judge_source("s3://jobs/job-2", ExperimentConfig(), context=context)

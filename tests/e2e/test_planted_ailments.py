@@ -1,14 +1,19 @@
 """Ailments made for real in a training run: the rule for each fires, and is silent on a healthy run."""
 
+import json
 import math
+import mmap
 import multiprocessing
 import multiprocessing.synchronize
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from smdebug_rulesconfig.profiler_rules import rules as rule_configs
@@ -132,6 +137,83 @@ def test_reading_from_a_throttled_file_is_found(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path / "profiler", rule_configs.Dataloader())
     assert verdict.status == "IssuesFound"
     assert verdict.details["data_wait"]["p50_ms"] > 10
+
+
+class Direct:
+    """Reads a file past the page cache, from several threads, as fast as the disk goes."""
+
+    NUM_THREADS, BLOCK_BYTES, NUM_BLOCKS = 4, 1 << 20, 64
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(os.urandom(self.BLOCK_BYTES) * self.NUM_BLOCKS)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            pytest.skip(f"needs a file system that reads past the page cache (O_DIRECT): {error}")
+        self._pool = ThreadPoolExecutor(self.NUM_THREADS)
+
+    def __call__(self) -> None:
+        list(self._pool.map(self._read, range(2 * self.NUM_THREADS)))
+
+    def _read(self, number: int) -> None:
+        with mmap.mmap(-1, self.BLOCK_BYTES) as block:
+            assert os.preadv(self._file, [block], number % self.NUM_BLOCKS * self.BLOCK_BYTES) == self.BLOCK_BYTES
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        os.close(self._file)
+
+
+def add_idle_gpu(raw_dir: Path) -> None:
+    """A GPU at 2 %, written by hand beside each of the machine's own samples: a stand-in where there is no GPU."""
+    for path in (raw_dir / "system").rglob("*.json"):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        gpu = {"Type": "gpu", "Name": "gpu0", "Dimension": "GPUUtilization", "Value": 2.0, "NodeId": "algo-1"}
+        times = sorted({sample["Timestamp"] for sample in samples})
+        with path.open("a") as file:
+            file.writelines(json.dumps(gpu | {"Timestamp": time_s}) + "\n" for time_s in times)
+
+
+@pytest.mark.parametrize("is_ailing", [True, False], ids=["ailing", "healthy"])
+def test_waiting_for_a_disk_is_found(tmp_path: Path, is_ailing: bool) -> None:
+    if not hasattr(psutil.cpu_times(), "iowait"):
+        pytest.skip("needs a system that counts its processors' time in I/O wait, as Linux does")
+    read = Direct(tmp_path / "photographs.bin")
+    try:
+        with profiled(tmp_path / "profiler", ProfileConfig(interval_ms=50)) as session:
+            train(session, Batches(num_samples=80, before=[read] if is_ailing else []), Head())
+    finally:
+        read.close()
+    add_idle_gpu(tmp_path / "profiler" / RAW_DIR)
+    system = read_recording(tmp_path / "profiler" / RAW_DIR).system
+    waits = system.select("I/OWaitPercentage").groupby("timestamp_s")["value"].mean()
+    if is_ailing and (waits > 10).mean() < 0.5:
+        # Linux counts I/O wait as idle time; a core that computes for another program meanwhile is not waiting.
+        used = system.select("CPUUtilization")["value"].mean()
+        pytest.skip(
+            f"needs cores that wait for a disk: {waits.mean():.0f} % I/O wait, while they were used to {used:.0f} %"
+        )
+    # Below SageMaker's 50, for the same reason.
+    rule = rule_configs.IOBottleneck(patience=3, threshold=30, io_threshold=10)
+    verdict = verdict_of(tmp_path / "profiler", rule)
+    assert verdict.status == ("IssuesFound" if is_ailing else "NoIssuesFound"), verdict.reason
+
+
+@pytest.mark.parametrize("is_ailing", [True, False], ids=["ailing", "healthy"])
+def test_memory_that_grows_is_seen_without_a_gpu(tmp_path: Path, is_ailing: bool) -> None:
+    kept: list[bytes] = []
+
+    def leak() -> None:
+        kept.append(b"x" * (4 << 20))
+
+    with profiled(tmp_path, ProfileConfig(interval_ms=20)) as session:
+        train(session, Batches(num_samples=80, before=[leak] if is_ailing else []), Head())
+    usage = verdict_of(tmp_path, rule_configs.OverallSystemUsage())
+    memory = usage.details["nodes"]["algo-1"]["ProcessMemoryMiB"]
+    grown_mib = session.judge().figures["profiler/process_memory_growth_mib"]
+    assert (memory["max"] - memory["min"] > 120) == (grown_mib > 120) == is_ailing
+    # SageMaker's rule is about GPUs.
+    assert verdict_of(tmp_path, rule_configs.GPUMemoryIncrease()).reason == "not applicable: no GPU"
 
 
 @pytest.mark.parametrize(("num_workers", "status"), [(0, "IssuesFound"), (100, "IssuesFound"), (None, "NoIssuesFound")])

@@ -70,6 +70,7 @@ BAD_VALUES = [
     ("train.num_views", 0),
     ("train.num_views", 65),
     ("train.precision", "fp16"),
+    ("train.memory_format", "nhwc"),
     ("train.patience", 0),
     ("train.num_workers", 0),
     ("train.seed", -1),

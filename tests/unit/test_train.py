@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from memorybatches import MemoryBatches
-from torch import nn
+from torch import Tensor, nn
 
 from dogbreed_ml.config import ModelConfig, TrainConfig
 from dogbreed_ml.evaluation import compute_metrics
@@ -74,6 +74,22 @@ def test_frozen_layers_do_not_move() -> None:
     moved = {name for name, tensor in network.resnet.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved
     assert all(name.startswith(("layer4.", "fc.")) for name in moved)
+
+
+@pytest.mark.parametrize("memory_format", ["auto", "channels_last", "contiguous"])
+@pytest.mark.parametrize("loaded_as", [torch.channels_last, torch.contiguous_format])
+def test_memory_format_is_what_the_network_gets(memory_format: str, loaded_as: torch.memory_format) -> None:
+    got: list[bool] = []
+
+    class Seeing(nn.Flatten):
+        def forward(self, images: Tensor) -> Tensor:
+            got.append(images.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(images)
+
+    images = torch.randn(4, 3, 5, 5).contiguous(memory_format=loaded_as)
+    config = TrainConfig(num_epochs=1, batch_size=4, memory_format=memory_format)  # type: ignore[arg-type]
+    run(nn.Sequential(Seeing(), nn.Linear(75, 3)), MemoryBatches(images, torch.arange(4) % 3), config)
+    assert got == [memory_format == "channels_last" or (memory_format == "auto" and loaded_as is torch.channels_last)]
 
 
 def test_patience_stops_and_restores_the_best_epoch(clusters: MemoryBatches) -> None:

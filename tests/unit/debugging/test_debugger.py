@@ -1,5 +1,6 @@
 """smdebug's hook on real trainings, and the rules on what it saved: ailments made for real, live and afterwards."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Debugged:
     results: list[EpochResult]
     verdicts: dict[str, Verdict]
     stopped_by: str | None
+    notes: tuple[str, ...]
 
     def issues(self) -> set[str]:
         return {name for name, verdict in self.verdicts.items() if verdict.status == "IssuesFound"}
@@ -71,6 +73,7 @@ def debug(tmp_path: Path) -> Debug:
         stop_on: tuple[RuleName, ...] = (),
         parameters: dict[str, dict[str, object]] | None = None,
         save_interval: int = 2,
+        max_gib: float = 1.0,
         **config: object,
     ) -> Debugged:
         train = train or clusters(160, seed=1)
@@ -78,7 +81,9 @@ def debug(tmp_path: Path) -> Debug:
         settings = TrainConfig(**{"num_epochs": 3, "batch_size": 16, "lr": 1e-2, **config})  # type: ignore[arg-type]
         loss_function = build_loss(train.labels, settings, NUM_CLASSES)
         tensors_dir = tmp_path / "tensors"
-        debugger = Debugger.open(tensors_dir, save_interval=save_interval, stop_on=stop_on, parameters=parameters)
+        debugger = Debugger.open(
+            tensors_dir, save_interval=save_interval, max_gib=max_gib, stop_on=stop_on, parameters=parameters
+        )
         with debugger:
             debugger.watch(model, loss_function)
             training = fit(
@@ -93,7 +98,7 @@ def debug(tmp_path: Path) -> Debug:
             )
             results = list(debugger.epochs(training))
         verdicts = {verdict.rule: verdict for verdict in debugger.verdicts}
-        return Debugged(tensors_dir, results, verdicts, debugger.stopped_by)
+        return Debugged(tensors_dir, results, verdicts, debugger.stopped_by, debugger.notes)
 
     return run
 
@@ -168,6 +173,27 @@ def test_only_a_rule_that_was_named_stops_the_training(debug: Debug) -> None:
     assert "ExplodingTensor" in debugged.issues()
     assert debugged.stopped_by is None
     assert len(debugged.results) == 2
+
+
+def test_tensors_stay_within_their_disk_and_the_rules_say_the_same(
+    debug: Debug, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="dogbreed_ml")
+    # A saved step takes 29 kB: 17 of them in 0.5 MB.
+    debugged = debug(network(), num_epochs=30, save_interval=1, max_gib=500_000 / 2**30, lr=1e-9)
+    sizes = {path: path.stat().st_size for path in debugged.tensors_dir.glob("events/*/*.tfevents")}
+    training = [size for size in sizes.values() if size > 5_000]
+    assert 450_000 < sum(training) <= 500_000
+    (note,) = debugged.notes
+    assert note.startswith("Tensors were saved every 1 training steps, every 2 after step ")
+    assert re.search(r"none after step \d+: they take 0\.000\d+ GiB of profile\.max_gib=0\.0004657\.$", note)
+    assert "no tensors are saved after step " in caplog.text
+    assert "tensors are saved every 2 training steps after step " in caplog.text
+    # Losses of epochs are saved to the end, at their own steps: 10 an epoch.
+    assert debugged.verdicts["Overfit"].datapoints == 30
+    losses = debugged.verdicts["LossNotDecreasing"]
+    assert (losses.status, losses.evidence[-1].values["step"]) == ("IssuesFound", 299)
+    assert {verdict.rule: verdict for verdict in judge_tensors(debugged.tensors_dir)} == debugged.verdicts
 
 
 def test_dead_relus_are_found(debug: Debug) -> None:
@@ -266,7 +292,7 @@ def test_frozen_layers_are_not_saved(debug: Debug) -> None:
 
 
 def test_training_that_never_starts_has_verdicts_that_say_so(tmp_path: Path) -> None:
-    with Debugger.open(tmp_path / "tensors", save_interval=1) as debugger:
+    with Debugger.open(tmp_path / "tensors", save_interval=1, max_gib=1) as debugger:
         debugger.watch(network(), nn.CrossEntropyLoss())
     assert {verdict.reason for verdict in debugger.verdicts} == {"not applicable: no step was saved"}
 
@@ -280,7 +306,7 @@ def test_without_smdebug_the_verdicts_say_why(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "smdebug", None)
     model = network()
-    with Debugger.open(tmp_path / "tensors", save_interval=1, stop_on=["ExplodingTensor"]) as debugger:
+    with Debugger.open(tmp_path / "tensors", save_interval=1, max_gib=1, stop_on=["ExplodingTensor"]) as debugger:
         debugger.watch(model, nn.CrossEntropyLoss())
         results = iter([EpochResult(0, 1, {"train/loss": 1.0}, 1.0, True)])
         assert len(list(debugger.epochs(each for each in results))) == 1
@@ -307,7 +333,7 @@ def test_folder_without_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_rules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be one of LossNotDecreasing, .*, got 'Explodes'"):
-        Debugger.open(tmp_path / "tensors", save_interval=1, stop_on=["Explodes"])  # type: ignore[list-item]
+        Debugger.open(tmp_path / "tensors", save_interval=1, max_gib=1, stop_on=["Explodes"])  # type: ignore[list-item]
 
 
 def test_debugger_writes_nothing_to_stdout(debug: Debug, capsys: pytest.CaptureFixture[str]) -> None:

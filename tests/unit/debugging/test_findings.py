@@ -1,18 +1,24 @@
 """The tensor rules as plain functions: each fires on its ailment and is silent without it."""
 
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import pytest
+from smdebug_rulesconfig.debugger_rules import builtin_rules
 
 from dogbreed_ml.debugging import findings as find
 from dogbreed_ml.debugging.parameters import DEFAULTS, TENSOR_RULES, parse_parameters, rule_collections
+from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 
 
-def steps_of(found: list[find.Finding]) -> list[int]:
+def steps_of(found: Sequence[find.Finding]) -> list[int]:
     return [each.step for each in found]
 
 
@@ -22,7 +28,7 @@ def test_loss_not_decreasing_compares_with_a_step_far_enough_behind() -> None:
     losses = [1.0] * 5 + [0.5] * 5
     assert steps_of(find.loss_not_decreasing(steps, losses, num_steps=10, diff_percent=0.0)) == [12]
     assert steps_of(find.loss_not_decreasing(steps, losses, num_steps=12, diff_percent=60.0)) == [12, 24]
-    assert find.loss_not_decreasing(steps, losses[::-1], num_steps=30, diff_percent=0.0) == []
+    assert steps_of(find.loss_not_decreasing(steps, losses[::-1], num_steps=30, diff_percent=0.0)) == []
 
 
 def test_loss_that_is_nan_has_not_decreased() -> None:
@@ -42,12 +48,28 @@ def test_overfit_waits_for_its_patience_and_its_start() -> None:
 def test_overtraining_waits_for_its_patience_on_either_loss() -> None:
     settings: dict[str, Any] = {"patience_train": 3, "patience_validation": 2, "delta": 0.1}
     falling, flat = [1.0, 0.8, 0.6, 0.4], [0.5, 0.45, 0.44, 0.43]
-    assert find.overtraining([1, 2, 3, 4], falling, falling, **settings) == []
+    assert steps_of(find.overtraining([1, 2, 3, 4], falling, falling, **settings)) == []
     assert [(each.step, each.where) for each in find.overtraining([1, 2, 3, 4], flat, falling, **settings)] == [
         (4, "train/loss")
     ]
     assert steps_of(find.overtraining([1, 2, 3, 4], falling, flat, **settings)) == [3, 4]
     assert steps_of(find.overtraining([1, 2, 3, 4], flat, None, **settings)) == [4]
+
+
+def test_findings_of_a_long_curve_are_put_into_words_only_where_a_verdict_shows_them() -> None:
+    rendered: list[int] = []
+
+    def render(step: int, where: str) -> find.Finding:
+        rendered.append(step)
+        return find.Finding(step, where, f"At {step}.")
+
+    found = find.Findings([(step, "loss") for step in range(300)], render)
+    parameters = DEFAULTS["LossNotDecreasing"]
+    verdict = judged("LossNotDecreasing", found, datapoints=300, parameters=parameters, unit="epochs")
+    assert verdict.triggered == 300
+    assert [each.values["step"] for each in verdict.evidence] == [*range(10), *range(290, 300)]
+    assert (verdict.details["steps"], verdict.details["where"]) == ([*range(300)], ["loss"])
+    assert len(rendered) == len(verdict.evidence) + 1
 
 
 def test_class_imbalance_names_the_rare_and_the_mistaken_breed() -> None:
@@ -117,6 +139,20 @@ def test_every_rule_has_parameters_and_is_in_smdebugs_own_list() -> None:
         "relu_input",
         "relu_output",
     }
+
+
+def test_smdebugs_rule_configs_hold_no_default_that_differs() -> None:
+    # What smdebug_rulesconfig publishes of tensor rules: their names, collections and save interval, no parameter.
+    folder = resources.files("smdebug_rulesconfig.debugger_rules") / "rule_config_jsons"
+    published = json.loads((folder / "ruleConfigs.json").read_text(encoding="utf-8"))
+    for rule in TENSOR_RULES:
+        configuration = published[rule]["DebugRuleConfiguration"]
+        assert configuration["RuleConfigurationName"] == rule
+        own = {k: v for k, v in configuration["RuleParameters"].items() if k != "rule_to_invoke"}
+        assert parse_parameters(rule, own) == DEFAULTS[rule]
+        assert getattr(builtin_rules, re.sub(r"(?<!^)([A-Z])", r"_\1", rule).lower())() == published[rule]
+    given = {rule: set(each["DebugRuleConfiguration"]["RuleParameters"]) for rule, each in published.items()}
+    assert {rule for rule, names in given.items() if names != {"rule_to_invoke"}} == set()
 
 
 def test_parameters_are_read_as_sagemaker_writes_them() -> None:

@@ -1,10 +1,13 @@
 """A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow
 import pytest
@@ -19,19 +22,24 @@ from dogbreed_ml.config import (
     ModelConfig,
     TrackingConfig,
     TrainConfig,
+    flatten,
     with_values,
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ProfileError
-from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, judge_source, profile, profiled_run
-from dogbreed_ml.pipeline.suggest import suggest
+from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, judge_source, profile, profiled_run
+from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, suggest
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder
 from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
+
+# smdebug 1.0.34 with numpy 1.26.
+pytestmark = pytest.mark.filterwarnings("ignore:tostring.. is deprecated:DeprecationWarning")
 
 CONFIG = ExperimentConfig(
     data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
@@ -128,6 +136,90 @@ def test_a_sagemaker_jobs_folder_is_judged_and_left_as_it_is(context: Context, t
     assert {verdict["rule"] for verdict in answer["verdicts"]} == set(RULES)
 
 
+@pytest.fixture(scope="module")
+def failed_run_id(context: Context) -> str:
+    """A run with the debugger on that fails after its first epoch, when its disk for tensors is used up."""
+    settings = replace(CONFIG.profile, enabled=True, debugger=True, save_interval=1, max_gib=200_000 / 2**30)
+    config = replace(CONFIG, profile=settings)
+    splits = load_splits(config.data, project_dir=context.project_dir)
+    bench = Workbench(splits, context.project_dir, torch.device("cpu"))
+
+    def fail(tracker: Tracker, run_ids: list[str]) -> None:
+        with (
+            tracker.start_run("failing") as run,
+            profiled_run(config, run, project_dir=context.project_dir) as profiler,
+        ):
+            run_ids.append(run.run_id)
+            feeds = bench.feeds(config)
+            for _ in profiler.epochs(bench, config, bench.model(config), feeds.train, valid=feeds.valid):
+                raise ZeroDivisionError
+
+    with Tracker.open(project_dir=context.project_dir, config=CONFIG.tracking) as tracker:
+        run_ids: list[str] = []
+        with pytest.raises(ZeroDivisionError):
+            fail(tracker, run_ids)
+    return run_ids[0]
+
+
+def test_a_run_that_fails_has_its_verdicts_and_report(context: Context, failed_run_id: str) -> None:
+    client = mlflow.MlflowClient(context.tracking_uri)
+    run = client.get_run(failed_run_id)
+    assert run.info.status == "FAILED"
+    assert {f"profiler.{rule}" for rule in (*RULES, *TENSOR_RULES)} <= set(run.data.tags)
+    assert run.data.tags["profiler.ExplodingTensor"] == "NoIssuesFound"
+    assert run.data.metrics["profiler/num_steps"] == 6
+    report = Path(client.download_artifacts(failed_run_id, "profiler/profiler-report.html")).read_text()
+    assert '<div class="rule" id="rule-ExplodingTensor">' in report
+    assert re.search(r"<li>Tensors were saved every 1 training steps, .* of profile\.max_gib=", report)
+
+
+def test_recorded_tensors_are_judged_again_with_other_parameters(context: Context, failed_run_id: str) -> None:
+    run_dir = context.project_dir / PROFILES_DIR / failed_run_id
+    config = replace(CONFIG, profile=ProfileConfig(rules={"VanishingGradient_threshold": 1000}))
+    for source in (failed_run_id, str(run_dir), str(run_dir / ARTIFACT_DIR)):
+        summary = judge_source(source, config, context=context)
+        by_rule = {verdict.rule: verdict for verdict in summary.verdicts}
+        assert tuple(by_rule) == (*RULES, *TENSOR_RULES), source
+        assert by_rule["VanishingGradient"].status == "IssuesFound"
+        assert by_rule["VanishingGradient"].parameters == {"threshold": 1000.0}
+        assert "Tensors were saved every" in Path(summary.report_path).read_text()
+
+
+def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(
+    context: Context, failed_run_id: str, tmp_path: Path
+) -> None:
+    write_machine(tmp_path / "job" / "profiler-output", cpus={"cpu0": [50.0] * 20})
+    tensors_dir = context.project_dir / PROFILES_DIR / failed_run_id / TENSORS_DIR
+    shutil.copytree(tensors_dir, tmp_path / "job" / "debug-output")
+    for folder in ("job", "job/profiler-output"):
+        summary = judge_source(str(tmp_path / folder), CONFIG, context=context)
+        datapoints = {verdict.rule: verdict.datapoints for verdict in summary.verdicts}
+        assert datapoints["AllZero"] > 0
+
+
+@pytest.mark.slow  # 20 s: a model is logged and registered
+def test_train_and_tune_profile_on_request(tmp_path: Path) -> None:
+    from dogbreed_ml.pipeline.train import train
+    from dogbreed_ml.pipeline.tune import tune
+
+    context = Context(project_dir=tmp_path, argv=("dogbreed",))
+    config = replace(CONFIG, profile=ProfileConfig(enabled=True, interval_ms=50))
+    trained = train(config, context=context)
+    tuned = tune(replace(config, search=replace(config.search, num_trials=2)), context=context)
+    client = mlflow.MlflowClient(context.tracking_uri)
+    # Of a search they are the refit's steps; its trials are judged by their epochs.
+    for run_id in (trained.run_id, tuned.parent_run_id):
+        run = client.get_run(run_id)
+        assert {f"profiler.{rule}" for rule in RULES} <= set(run.data.tags)
+        assert run.data.metrics["profiler/num_steps"] > 0
+        assert "profiler/profiler-report.html" in {each.path for each in client.list_artifacts(run_id, ARTIFACT_DIR)}
+    query = f"tags.mlflow.parentRunId = '{tuned.parent_run_id}'"
+    trials = client.search_runs([client.get_run(tuned.parent_run_id).info.experiment_id], query)
+    judged = [trial.data.tags.get("profiler.Overfit") for trial in trials if "optuna.trial_number" in trial.data.tags]
+    assert len(judged) == 2
+    assert set(judged) <= {"NoIssuesFound", "IssuesFound"}
+
+
 @pytest.mark.usefixtures("run_id")
 def test_a_source_that_is_nothing_is_refused(context: Context) -> None:
     with pytest.raises(ProfileError, match="--from must be a folder, s3://bucket/prefix or the id of a run, got 'nix'"):
@@ -146,16 +238,96 @@ def test_without_profile_enabled_a_run_is_left_alone(context: Context) -> None:
     assert not (context.project_dir / PROFILES_DIR / run.run_id).exists()
 
 
-def test_a_larger_batch_is_suggested_where_batches_are_tiny(context: Context, run_id: str) -> None:
-    del run_id
-    config = replace(CONFIG, train=TrainConfig(batch_size=1, precision="fp32"))
-    summary = suggest(config, context=context)
-    assert summary.best["train.batch_size"] in (2, 4)
-    assert summary.after_images_per_s > summary.before_images_per_s > 0
+def check_suggestion(summary: SuggestSummary, config: ExperimentConfig) -> None:
+    """What holds whatever was faster."""
+    assert all(each.images_per_s > 0 for each in summary.attempts)
+    if not summary.best:
+        assert summary.overlay_path is None
+        assert summary.after_images_per_s == summary.before_images_per_s
+        assert "nothing was faster" in summary.render()
+        return
+    assert summary.best in [each.values for each in summary.attempts if each.is_better]
+    assert summary.after_images_per_s > summary.before_images_per_s
     assert summary.overlay_path is not None
     overlay = yaml.safe_load(Path(summary.overlay_path).read_text())
     values = {f"{section}.{leaf}": value for section, fields in overlay.items() for leaf, value in fields.items()}
     assert values == summary.best
-    assert with_values(config, values).train.batch_size == summary.best["train.batch_size"]
+    changed = flatten(with_values(config, values))
+    assert {name for name, value in flatten(config).items() if changed[name] != value} == set(summary.best)
+    assert f"overlay {summary.overlay_path}" in summary.render()
+
+
+def test_settings_are_tried_on_real_steps_of_a_head(context: Context, run_id: str) -> None:
+    del run_id
+    config = replace(CONFIG, train=TrainConfig(batch_size=1, precision="fp32"))
+    summary = suggest(config, context=context)
     assert {"train.batch_size", "train.precision"} == {name for each in summary.attempts for name in each.values}
-    assert "overlay" in summary.render()
+    check_suggestion(summary, config)
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_each_setting_that_is_faster_joins_the_suggestion(context: Context, lasts: bool) -> None:
+    calls: list[ExperimentConfig] = []
+
+    def measure(bench: Workbench, config: ExperimentConfig) -> float:
+        """One image at a time in fp32: 10 images/s. Larger batches and bf16 help, channels_last does not."""
+        del bench
+        calls.append(config)
+        gain = config.train.batch_size * (2 if config.train.precision == "bf16" else 1)
+        # A setting is tried twice; the best one is measured again at the end.
+        return 10.0 * gain if lasts or calls.count(config) <= 2 else 10.0
+
+    config = replace(CONFIG, model=ModelConfig(weights="random", trainable="layer4"))
+    config = replace(config, train=TrainConfig(batch_size=1, precision="fp32"))
+    summary = suggest(config, context=context, measure=measure)
+    assert summary.before_images_per_s == 10
+    assert {"train.memory_format": "channels_last", "train.precision": "bf16"} in [x.values for x in summary.attempts]
+    check_suggestion(summary, config)
+    if lasts:
+        assert summary.best == {"train.precision": "bf16", "train.batch_size": 2}
+        assert summary.after_images_per_s == 40
+        assert "raise train.lr" in summary.render()
+    else:
+        assert any(each.is_better for each in summary.attempts)
+        assert summary.best == {}
+
+
+def test_what_is_tried_depends_on_what_is_trained() -> None:
+    def tried(trainable: Literal["head", "layer4", "all"], **train: Any) -> dict[str, list[Any]]:
+        config = replace(
+            CONFIG,
+            model=ModelConfig(weights="random", trainable=trainable),
+            train=TrainConfig(**{"num_workers": 1, "batch_size": 4, **train}),
+        )
+        return dict(dimensions(config, num_samples=1000))
+
+    assert tried("head", precision="fp32") == {"train.precision": ["bf16"], "train.batch_size": [8, 16]}
+    # A head has no convolution that bf16 would help.
+    assert tried("head")["train.precision"] == (["fp32"] if torch.cuda.is_available() else ["bf16"])
+    kept_maps = tried("layer4", precision="bf16")
+    assert kept_maps["train.memory_format"] == ["channels_last"]
+    assert kept_maps["train.precision"] == ["fp32"]
+    for images in (tried("all"), tried("layer4", augmentation="flip"), tried("head", augmentation="flip")):
+        assert list(images) == ["train.num_workers", "train.precision", "train.memory_format", "train.batch_size"]
+        cores = os.cpu_count() or 1
+        assert set(images["train.num_workers"]) <= {cores // 2, cores} - {1}
+        assert images["train.memory_format"] == ["contiguous"]
+    assert tried("all", memory_format="contiguous")["train.memory_format"] == ["channels_last"]
+
+
+@pytest.mark.slow  # 60 s: a dozen settings of ResNet50's own steps
+def test_settings_of_a_network_trained_on_photographs_are_tried(
+    photographs_dir: Path, weights_path: Path, tmp_path: Path
+) -> None:
+    config = ExperimentConfig(
+        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=3),
+        model=ModelConfig(weights=str(weights_path), resnet_version="1", trainable="layer4"),
+        train=TrainConfig(batch_size=2, augmentation="flip", num_workers=1, memory_format="contiguous"),
+    )
+    summary = suggest(config, context=Context(project_dir=tmp_path))
+    names = {name for each in summary.attempts for name in each.values}
+    assert names == {"train.num_workers", "train.precision", "train.memory_format", "train.batch_size"}, names
+    assert {
+        each.values["train.memory_format"] for each in summary.attempts if "train.memory_format" in each.values
+    } == {"channels_last"}
+    check_suggestion(summary, config)
