@@ -230,12 +230,15 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether a Describe or Delete names what is not there; SageMaker has no code of its own for that."""
+    """Whether a Describe or Delete names what is not there.
+
+    SageMaker says ResourceNotFound for jobs, and for models and endpoints ValidationException, which has many senses.
+    """
+    if error_code(error) == "ResourceNotFound":
+        return True
     message = error.response["Error"].get("Message", "") if isinstance(error, ClientError) else ""
     wordings = ("Could not find", "not found", "does not exist", "Cannot find")
-    return error_code(error) in ("ResourceNotFound", "ValidationException") and any(
-        each in message for each in wordings
-    )
+    return error_code(error) == "ValidationException" and any(each in message for each in wordings)
 
 
 def _brief(error: Exception) -> str:
