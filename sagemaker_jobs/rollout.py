@@ -125,7 +125,7 @@ class Rollout:
             event.note(endpoint_config=self.plan.config_name, replaced_config=replaced, backend=BACKEND)
             self._prepare()
             smoke = self._create(event) if is_first else self._update(event, found or {})
-            if smoke is not None or self.waits:
+            if self.waits:
                 self._settle(None if is_first else before)
             return self._deployed(
                 "deploy" if is_first else "update", replaced=replaced, smoke=smoke, run_id=event.run_id
@@ -251,6 +251,8 @@ class Rollout:
         expires = render_end(SMOKE_LEASE, now=datetime.now(UTC))
         tags = replace(lease, endpoint=name, expires=expires).to_tags()
         config_name = self.plan.smoke_config["EndpointConfigName"]
+        # It may be what another update of this version left, and be what a rollback goes back to.
+        is_new = config_name != self.plan.config_name and endpoints.describe_config(self.aws, config_name) is None
         endpoints.delete(self.aws, name, timeout_s=self.hosting.timeout_s)
         endpoints.ensure_parts(self.aws, self.plan, for_smoke=True)
         request = {
@@ -264,7 +266,7 @@ class Rollout:
             return self._prove(event, name)
         finally:
             self._take_back(event, name)
-            if config_name != self.plan.config_name:
+            if is_new:
                 endpoints.delete_part(self.aws, "DeleteEndpointConfig", {"EndpointConfigName": config_name})
 
     def _prove(self, event: EventRecord, name: str) -> Smoke:

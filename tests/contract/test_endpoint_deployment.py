@@ -1,0 +1,409 @@
+"""Deployments to a SageMaker that runs on this machine: what is made, proven, recorded, taken back and removed.
+
+The archives are light: what answers is a few lines, all else is as in AWS. tests/e2e has the real network.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpointmodels import wait_for
+from hostedversions import (
+    BUCKET,
+    CONFIG,
+    MODEL,
+    Account,
+    Project,
+    account,
+    make_light_project,
+    use_light_archives,
+)
+
+from dogbreed_ml.context import Context
+from dogbreed_ml.deployments import DeploymentEvent, list_events
+from dogbreed_ml.errors import CloudError, ConfigError, GateError
+from dogbreed_ml.options import DeployOptions, EndpointsOptions
+from dogbreed_ml.pipeline.history import list_history
+from dogbreed_ml.registry import load_version
+from sagemaker_jobs import deployment, endpoint, endpointlist, removal, rollback
+from sagemaker_jobs.client import Aws
+
+FAILING_PNG = """
+def transform_fn(model, body, content_type, accept):
+    if content_type == "image/png":
+        raise RuntimeError("worse than before")
+    return model, "application/json"
+"""
+"""Passes the smoke test, which sends JPEG files."""
+WRONG = """
+def transform_fn(model, body, content_type, accept):
+    return model.replace("Beagle", "Chow"), "application/json"
+"""
+DEAD = "raise OSError('no such weights')"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    with account(tmp_path_factory.mktemp("sagemaker")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_light_project(tmp_path_factory.mktemp("registered"))
+
+
+@pytest.fixture
+def project(registered: Project, tmp_path: Path) -> Project:
+    """A store of its own: registering takes seconds, a copy none."""
+    shutil.copy(registered.context.project_dir / "mlflow.db", tmp_path / "mlflow.db")
+    return replace(registered, context=Context(project_dir=tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _configured(served: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server is SageMaker, archives are light, and nothing is left for the next test."""
+    for name, value in served.server.client_environment().items():
+        monkeypatch.setenv(name, value)
+    use_light_archives(monkeypatch)
+    yield
+    served.clear()
+
+
+def events(project: Project) -> list[DeploymentEvent]:
+    with project.tracker() as tracker:
+        return list_events(tracker, MODEL)
+
+
+def told(project: Project) -> list[tuple[str, int, str]]:
+    return [(each.action, each.version, each.outcome) for each in events(project)]
+
+
+def test_version_is_deployed_updated_under_load_rolled_back_and_deleted(project: Project, served: Account) -> None:
+    context = project.context
+    with pytest.raises(GateError, match="version 4 must be measured before it is served"):
+        project.deploy(4)
+    assert not any(served.names().values())
+
+    config = replace(CONFIG, hosting=replace(CONFIG.hosting, capture_percent=100, max_instance_count=2))
+    first = project.deploy(1, config=config, expires="4h")
+    assert (first.action, first.replaced_config) == ("deploy", None)
+    assert first.smoke is not None
+    assert first.smoke.startswith("passed: 2 example images as expected")
+    assert project.version_of(served.invoke()) == 1
+    tags = served.tags()
+    assert (tags["dogbreed:model"], tags["dogbreed:version"], tags["dogbreed:commit"]) == (MODEL, "1", "1" * 40)
+    assert tags["dogbreed:smoke"] == "passed"
+    assert len(tags["dogbreed:run-id"]) == 32
+    with served.callers(project.version_of, count=4, pause_s=0.005) as seen:
+        wait_for(lambda: seen["1"], lambda count: count > 20)
+        second = project.deploy(2, config=config)
+        wait_for(lambda: seen["2"], lambda count: count > 20)
+    assert set(seen) == {"1", "2"}
+    assert (second.action, second.replaced_config) == ("update", first.endpoint_config)
+    made = served.names()
+    assert made["endpoints"] == ["dogs"]
+    assert set(made["configs"]) == {first.endpoint_config, second.endpoint_config}
+    assert len(made["models"]) == 2
+    assert set(made["alarms"]) == {"dogs-5xx", "dogs-latency"}
+    assert made["targets"] == ["endpoint/dogs/variant/AllTraffic"]
+    assert served.tags()["dogbreed:expires"] == tags["dogbreed:expires"]
+
+    (live,) = endpointlist.list_all(CONFIG, EndpointsOptions(), context=context).remote
+    assert (live.lease.version, live.status, live.num_instances) == ("2", "InService", 1)
+    assert live.usd_per_hour is None
+    assert live.num_calls > sum(seen.values()) / 2
+
+    back = rollback.rollback("dogs", CONFIG, context=context, reason="a rehearsal")
+    assert (back.version, back.endpoint_config) == (1, first.endpoint_config)
+    assert back.replaced_config == second.endpoint_config
+    assert project.version_of(served.invoke()) == 1
+    assert served.tags()["dogbreed:version"] == "1"
+    with pytest.raises(ConfigError, match="rollback needs an endpoint config that dogs served before"):
+        rollback.rollback("dogs", CONFIG, context=context)
+
+    captured = wait_for(lambda: [key for key in served.object_keys() if "/capture/dogs/" in key], bool)
+    (line, *_) = served.s3.get_object(Bucket=BUCKET, Key=captured[0])["Body"].read().splitlines()
+    assert json.loads(line)["captureData"]["endpointInput"]["observedContentType"] == "image/jpeg"
+
+    with pytest.raises(ConfigError, match="dogs is live: delete asks on a terminal, and there is none; give --yes"):
+        removal.delete("dogs", CONFIG, context=context, confirm=None)
+    with pytest.raises(ConfigError, match="dogs stays: the answer was no"):
+        removal.delete("dogs", CONFIG, context=context, confirm=lambda question: "was called" not in question)
+    removed = removal.delete("dogs", CONFIG, context=context, confirm=lambda _: True)
+    assert sorted(removed.endpoint_configs) == sorted([first.endpoint_config, second.endpoint_config])
+    assert len(removed.archives) == 2
+    assert not any(served.names().values())
+    assert all("/capture/" in key for key in served.object_keys())
+
+    with project.tracker() as tracker:
+        assert load_version(tracker, MODEL, 1).tags["serving.endpoint"] == "dogs"
+        assert load_version(tracker, MODEL, 1).tags["serving.until"]
+        assert load_version(tracker, MODEL, 2).tags["serving.until"]
+    assert told(project) == [
+        ("deploy", 1, "done"), ("update", 2, "done"), ("rollback", 1, "done"), ("delete", 1, "done"),
+    ]  # fmt: skip
+    shown = list_history(CONFIG, context=context).render()
+    assert shown.index("update") < shown.index("rollback") < shown.index("delete")
+    assert "a rehearsal" in shown
+
+
+def test_same_deployment_again_changes_nothing_but_its_lease(project: Project, served: Account) -> None:
+    project.deploy(1, expires="1h")
+    before = served.tags()
+    again = project.deploy(1)
+    assert (again.action, again.run_id, again.lease.expires) == ("none", None, before["dogbreed:expires"])
+    assert served.tags() == before
+    project.deploy(1, expires="never")
+    assert served.tags() == before | {"dogbreed:expires": "never"}
+    assert told(project) == [("deploy", 1, "done")]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "outcome"),
+    [
+        pytest.param(
+            WRONG, "smoke test failed: 2 of 2 example images: .* Beagle was expected", "smoke failed", id="wrong"
+        ),
+        pytest.param(DEAD, "did not come up: .* no such weights", "failed", id="dead"),
+    ],
+)
+def test_first_endpoint_that_is_not_what_it_should_be_is_deleted(
+    code: str, message: str, outcome: str, project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_light_archives(monkeypatch, v1=code)
+    with pytest.raises(CloudError, match=message):
+        project.deploy(1)
+    assert served.names()["endpoints"] == []
+    (event,) = events(project)
+    assert (event.outcome, event.left) == (outcome, None)
+    assert event.why
+    with project.tracker() as tracker:
+        assert "serving.endpoint" not in load_version(tracker, MODEL, 1).tags
+    removed = removal.delete("dogs", CONFIG, context=project.context, confirm=None)
+    assert not removed.had_endpoint
+    assert not any(served.names().values())
+    assert served.object_keys() == []
+
+
+def test_update_that_fails_its_smoke_test_gets_no_traffic(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = project.deploy(1)
+    use_light_archives(monkeypatch, v2=WRONG)
+    with served.callers(project.version_of) as seen:
+        with pytest.raises(CloudError, match="version 2: smoke test failed"):
+            project.deploy(2)
+        wait_for(lambda: seen["1"], lambda count: count > 3)
+    assert set(seen) == {"1"}
+    assert served.names()["endpoints"] == ["dogs"]
+    assert served.sagemaker.describe_endpoint(EndpointName="dogs")["EndpointConfigName"] == first.endpoint_config
+    assert served.tags()["dogbreed:version"] == "1"
+    assert told(project) == [("deploy", 1, "done"), ("update", 2, "smoke failed")]
+
+
+def test_version_that_fails_under_load_rolls_back_by_itself(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its errors are in CloudWatch for a minute, where they would trouble a test of the same name.
+    name = "harried"
+    config = replace(CONFIG, hosting=replace(CONFIG.hosting, bake_s=60, instance_count=2, canary_percent=50))
+    first = project.deploy(1, config=config, endpoint=name)
+    use_light_archives(monkeypatch, v2=FAILING_PNG)
+    with served.callers(project.version_of, name=name, content_type="image/png") as seen:
+        wait_for(lambda: seen["1"], lambda count: count > 3)
+        with pytest.raises(CloudError, match=r"harried was rolled back and serves harried-v1-\w+ as before: .*-5xx"):
+            project.deploy(2, config=config, endpoint=name)
+        good = seen["1"]
+        wait_for(lambda: seen["1"], lambda count: count > good + 10)
+    assert set(seen) == {"1", "ModelError"}
+    assert served.names()["endpoints"] == [name]
+    assert served.tags(name)["dogbreed:version"] == "1"
+    last = events(project)[-1]
+    assert (last.action, last.outcome, last.replaced_config) == ("update", "rolled back", first.endpoint_config)
+    assert "harried-5xx" in (last.why or "")
+    with project.tracker() as tracker:
+        assert not load_version(tracker, MODEL, 1).tags["serving.until"]
+    # While the alarm rings, nothing is even begun.
+    with pytest.raises(CloudError, match="harried-5xx must be silent before an update"):
+        project.deploy(3, config=config, endpoint=name)
+    assert told(project)[-1] == ("update", 3, "failed")
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, name: str, *, when: Callable[[int], bool]) -> None:
+    """Ctrl-C while the n-th endpoint is waited for."""
+    wait, calls = endpoint.wait_settled, [0]
+
+    def interrupted(aws: Aws, waited_for: str, **options: Any) -> Any:
+        calls[0] += waited_for == name
+        if waited_for == name and when(calls[0]):
+            raise KeyboardInterrupt
+        return wait(aws, waited_for, **options)
+
+    monkeypatch.setattr(endpoint, "wait_settled", interrupted)
+
+
+def test_first_endpoint_is_taken_back_by_ctrl_c(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(monkeypatch, "dogs", when=lambda number: number == 1)
+    with pytest.raises(KeyboardInterrupt):
+        project.deploy(1)
+    assert served.names()["endpoints"] == []
+    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", None)]
+    project.deploy(1)
+    assert project.version_of(served.invoke()) == 1
+
+
+def test_what_cannot_be_taken_back_is_told(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise CloudError("Could not delete the endpoint dogs: ExpiredToken.")
+
+    with monkeypatch.context() as patched:
+        _interrupt(patched, "dogs", when=lambda number: number == 1)
+        patched.setattr(endpoint, "delete", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(1)
+    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", "dogs")]
+    assert "dogs may be live, and cost money: `dogbreed delete dogs" in caplog.text
+    # It comes up all the same; the same command finds it, and proves it.
+    again = project.deploy(1)
+    assert (again.action, bool(again.smoke)) == ("deploy", True)
+
+
+def test_smoke_endpoint_is_gone_after_ctrl_c(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.deploy(1)
+    with monkeypatch.context() as patched:
+        _interrupt(patched, "dogs-smoke", when=lambda number: number == 1)
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(2)
+    assert served.names()["endpoints"] == ["dogs"]
+    assert project.version_of(served.invoke()) == 1
+    assert told(project)[-1] == ("update", 2, "interrupted")
+
+
+def test_update_goes_on_after_ctrl_c_and_the_same_command_ends_it(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, hosting=replace(CONFIG.hosting, bake_s=2))
+    first = project.deploy(1, config=config)
+    with monkeypatch.context() as patched:
+        _interrupt(patched, "dogs", when=lambda number: number == 1)
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(2, config=config)
+    event = events(project)[-1]
+    assert (event.outcome, event.left) == ("interrupted", "dogs: the update goes on by itself")
+    again = project.deploy(2, config=config)
+    assert (again.action, again.replaced_config) == ("update", first.endpoint_config)
+    assert served.tags()["dogbreed:version"] == "2"
+    assert told(project)[-1] == ("update", 2, "done")
+    assert rollback.rollback("dogs", config, context=project.context).version == 1
+
+
+def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) -> None:
+    project.deploy(1, expires="1s")
+    project.deploy(2, endpoint="cats", expires="4h")
+    wait_for(lambda: datetime.now(UTC), lambda now: now.isoformat() > served.tags()["dogbreed:expires"])
+    shown = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context)
+    assert "(over)" in shown.render()
+    reaped = endpointlist.list_all(CONFIG, EndpointsOptions(reap=True), context=project.context)
+    assert [each.name for each in reaped.reaped] == ["dogs"]
+    assert [each.lease.endpoint for each in reaped.remote] == ["cats"]
+    assert "deleted  the endpoint dogs" in reaped.render()
+    names = served.names()
+    assert names["endpoints"] == ["cats"]
+    assert all(each.startswith("cats-") for kind in names.values() for each in kind if each != "cats")
+    last = events(project)[-1]
+    assert (last.action, last.endpoint, last.outcome) == ("reap", "dogs", "done")
+    assert (last.why or "").startswith("its lease ended 20")
+
+
+def test_archive_stays_while_another_endpoint_is_made_from_it(project: Project, served: Account) -> None:
+    project.deploy(1)
+    project.deploy(1, endpoint="cats")
+    assert len(served.object_keys()) == 1
+    assert removal.delete("dogs", CONFIG, context=project.context, confirm=None, yes=True).archives == ()
+    assert project.version_of(served.invoke("cats")) == 1
+    assert len(removal.delete("cats", CONFIG, context=project.context, confirm=None, yes=True).archives) == 1
+    assert served.object_keys() == []
+
+
+def test_endpoint_of_somebody_else_is_left_alone(project: Project, served: Account) -> None:
+    deployed = project.deploy(1, endpoint="ours")
+    served.sagemaker.create_endpoint(EndpointName="theirs", EndpointConfigName=deployed.endpoint_config)
+    with pytest.raises(CloudError, match="theirs must be one that this project deployed"):
+        project.deploy(1, endpoint="theirs")
+    with pytest.raises(ConfigError, match="got 'theirs'; SageMaker has: "):
+        removal.delete("theirs", CONFIG, context=project.context, confirm=None, yes=True)
+    remote = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context).remote
+    assert [each.lease.endpoint for each in remote] == ["ours"]
+
+
+def test_rollback_of_an_endpoint_that_is_not_there_says_so(project: Project) -> None:
+    with pytest.raises(ConfigError, match="rollback needs the name of an endpoint"):
+        rollback.rollback("dogs", CONFIG, context=project.context)
+
+
+@pytest.mark.parametrize("kind", ["serverless", "async"])
+def test_other_kinds_are_proven_too(kind: Any, project: Project, served: Account) -> None:
+    config = replace(CONFIG, hosting=replace(CONFIG.hosting, kind=kind))
+    deployed = project.deploy(1, config=config)
+    assert (deployed.smoke or "").startswith("passed: 2 example images")
+    updated = project.deploy(2, config=config)
+    assert updated.action == "update"
+    (live,) = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context).remote
+    assert live.num_instances == (None if kind == "serverless" else 1)
+    removal.delete("dogs", config, context=project.context, confirm=None, yes=True)
+    assert served.object_keys() == []
+
+
+def test_more_instances_of_one_version_are_an_update_that_may_be_taken_back(project: Project, served: Account) -> None:
+    """The smoke test's endpoint config of one instance is the one in service, which must stay."""
+    one = project.deploy(1)
+    two = project.deploy(1, config=replace(CONFIG, hosting=replace(CONFIG.hosting, instance_count=2)))
+    assert two.replaced_config == one.endpoint_config
+    assert set(served.names()["configs"]) == {one.endpoint_config, two.endpoint_config}
+    assert rollback.rollback("dogs", CONFIG, context=project.context).endpoint_config == one.endpoint_config
+
+
+def test_endpoint_is_deleted_though_the_store_is_away(
+    project: Project, served: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.deploy(1)
+    away = replace(project.context, environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    config = replace(CONFIG, tracking=replace(CONFIG.tracking, retry_s=1))
+    removal.delete("dogs", config, context=away, confirm=None, yes=True)
+    assert not any(served.names().values())
+    assert "The end of dogs is not recorded" in caplog.text
+
+
+def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    options = DeployOptions(target="sagemaker", version="1", dry_run=True, expires="2h")
+    shown = deployment.deploy(CONFIG, options, context=project.context).to_dict()
+    assert shown["placeholders"] == ["sagemaker.role_arn", "sagemaker.region"]
+    assert shown["price"] is None
+    requests = shown["requests"]
+    assert {"CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "PutMetricAlarm"} <= set(
+        requests
+    )
+    assert requests["CreateModel"]["PrimaryContainer"]["ModelDataUrl"].startswith(f"s3://{BUCKET}/dogbreed/models/")
+    prices = project.context.project_dir / "prices.json"
+    prices.write_text('{"ml.c7i.xlarge": 0.25}', encoding="utf-8")
+    priced = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, prices_path=str(prices)))
+    told_price = deployment.deploy(priced, options, context=project.context).to_dict()["price"]
+    assert told_price == "1 x ml.c7i.xlarge, each $0.25 an hour (prices.json)"
+    assert not any(served.names().values())
+    assert events(project) == []
