@@ -1,0 +1,308 @@
+"""`dogbreed tune --search.engine sagemaker` on the local SageMaker: one pass, the same record, nothing twice."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_jobs import BUCKET, make_bucket
+from mlflow_server import MlflowServer
+
+from dogbreed_ml.config import (
+    CategoricalDimension,
+    DataConfig,
+    ExperimentConfig,
+    FeaturesConfig,
+    FloatDimension,
+    ModelConfig,
+    SagemakerConfig,
+    SearchConfig,
+    TrackingConfig,
+    TrainConfig,
+    with_values,
+)
+from dogbreed_ml.context import Context
+from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.pipeline import tune as optuna_search
+from dogbreed_ml.progress import Advance, Progress
+from dogbreed_ml.summaries import TuneSummary
+from dogbreed_ml.tracking import ChildRun, Tracker
+from sagemaker_jobs import tuning_job, warmstart
+from sagemaker_jobs.client import Clock
+from sagemaker_jobs.local.service import LocalSageMaker, Settings
+
+CONFIG = ExperimentConfig(
+    name="dogs",
+    data=DataConfig(num_breeds=3, num_per_breed=12, image_size=64),
+    model=ModelConfig(weights="random"),
+    features=FeaturesConfig(backend="torch-fp32"),
+    train=TrainConfig(num_epochs=2, batch_size=8),
+    search=SearchConfig(
+        engine="sagemaker",
+        num_trials=2,
+        num_parallel=2,
+        pruner="none",
+        space={
+            "train.lr": FloatDimension(low=0.001, high=0.1, log=True),
+            "train.optimizer": CategoricalDimension(choices=["adamw", "sgd"]),
+        },
+    ),
+    sagemaker=SagemakerConfig(bucket=BUCKET, instance_type="ml.m5.xlarge"),
+    tracking=TrackingConfig(system_metrics=False),
+)
+
+SAGEMAKERS_OWN = ("sagemaker.", "sagemaker/", "features.from", "features.key", "dogbreed.event")
+"""Keys that only one of two searches may have: what SageMaker adds, and where a job's features are from."""
+
+
+@dataclass
+class Caller:
+    """The caller's side: a project folder and its store."""
+
+    server: LocalSageMaker
+    project_dir: Path
+    tracking_uri: str | None = None
+    progress: Progress | None = None
+
+    @property
+    def context(self) -> Context:
+        environment = {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri else {}
+        context = Context(self.project_dir, environment=environment, argv=("dogbreed", "tune"))
+        return context if self.progress is None else replace(context, progress=self.progress)
+
+    def tune(self, config: ExperimentConfig = CONFIG, **options: Any) -> TuneSummary:
+        return tuning_job.tune(config, context=self.context, **options)
+
+    def tune_with_optuna(self, config: ExperimentConfig = CONFIG, **options: Any) -> TuneSummary:
+        return optuna_search.tune(with_values(config, {"search.engine": "optuna"}), context=self.context, **options)
+
+    def tracker(self) -> Tracker:
+        environment = self.context.environment
+        return Tracker.open(project_dir=self.project_dir, config=CONFIG.tracking, environment=environment)
+
+    def family(self, parent_run_id: str) -> tuple[Any, list[ChildRun]]:
+        """The parent run, and its children by name."""
+        with self.tracker() as tracker:
+            children = tracker.child_runs(parent_run_id)
+            return tracker.client.get_run(parent_run_id), sorted(children, key=lambda each: each.tags["mlflow.runName"])
+
+    def tuning_jobs(self) -> list[str]:
+        found = self.server.tuning.list_hyper_parameter_tuning_jobs({"MaxResults": 100})
+        return [each["HyperParameterTuningJobName"] for each in found["HyperParameterTuningJobSummaries"]]
+
+    def names(self, part: str) -> list[str]:
+        """Of the training jobs whose name has this part."""
+        jobs = self.server.training.list_training_jobs({"MaxResults": 100})["TrainingJobSummaries"]
+        return [each["TrainingJobName"] for each in jobs if part in each["TrainingJobName"]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSageMaker]:
+    settings = Settings(requirements="skip", num_parallel_jobs=2, checkpoint_interval_s=0.5, stop_grace_s=5)
+    with LocalSageMaker(tmp_path_factory.mktemp("sagemaker"), settings=settings) as server:
+        make_bucket(server)
+        yield server
+
+
+@pytest.fixture
+def caller(server: LocalSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caller:
+    for name, value in server.client_environment().items():
+        monkeypatch.setenv(name, value)
+    return Caller(server, tmp_path)
+
+
+def interrupting(after: int) -> Clock:
+    """Ctrl-C in the pause after so many looks."""
+    num_looks = 0
+
+    def sleep(_: float) -> None:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks >= after:
+            raise KeyboardInterrupt
+
+    return Clock(sleep=sleep)
+
+
+def keys(parent: Any, children: list[ChildRun]) -> dict[str, set[str]]:
+    """Whatever a search leaves in MLflow, by where it is, without what is SageMaker's own."""
+    found = {
+        "parent's params": set(parent.data.params),
+        "parent's metrics": set(parent.data.metrics),
+        "parent's tags": set(parent.data.tags),
+    }
+    for child in children:
+        found.setdefault("trials' params", set()).update(child.params)
+        found.setdefault("trials' metrics", set()).update(child.metrics)
+        found.setdefault("trials' tags", set()).update(child.tags)
+    return {where: {key for key in names if not key.startswith(SAGEMAKERS_OWN)} for where, names in found.items()}
+
+
+@pytest.mark.timeout(600)
+def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked: list[str] = []
+
+    def no(question: str) -> bool:
+        asked.append(question)
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        caller.tune(clock=interrupting(after=1), question=no)
+    (question,) = asked
+    assert "Stop the tuning job dogs-tune-" in question
+    assert "goes on and is paid for. To come back to it: dogbreed tune" in caplog.text
+
+    summary = caller.tune()
+    assert summary.resumed
+    assert len(caller.names("-tune-")) == summary.num_trials == 2
+    parent, children = caller.family(summary.parent_run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["sagemaker.tuning_job"] == summary.study_name
+    assert [child.tags["mlflow.runName"] for child in children] == ["trial-0000", "trial-0001"]
+    assert {child.tags["features.from"] for child in children} == {"channel"}
+    assert {child.status for child in children} == {"FINISHED"}
+    objectives = [child.metrics["objective"] for child in children]
+    assert summary.best_value == max(objectives)
+    with pytest.raises(ConfigError, match=f"brought home already, as run {summary.parent_run_id}"):
+        caller.tune(attach=summary.study_name)
+
+    findings = warmstart.fetch_findings(CONFIG, [summary.study_name])
+    assert sorted(each.value for each in findings) == pytest.approx(sorted(objectives), rel=1e-5)
+    there = caller.tune_with_optuna(earlier_run_ids=[summary.parent_run_id], findings=findings)
+    assert there.cache_hits == 1
+    assert there.num_trials == 2
+    other = caller.family(there.parent_run_id)
+    assert other[0].data.tags["search.warm_start"] == f"{summary.study_name}, {summary.parent_run_id}"
+    # Two trials from the tuning job itself and the same two from MLflow come before the first of its own.
+    assert [child.tags["optuna.trial_number"] for child in other[1]] == ["4", "5"]
+    del other[0].data.tags["search.warm_start"], parent.data.tags["features.cached"]
+    del other[0].data.tags["features.cached"]
+    assert keys(parent, children) == keys(*other)
+
+
+class _CutOff:
+    """Ctrl-C once a stage begins."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def track(self, description: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        if self.stage in description:
+            raise KeyboardInterrupt
+        return _silent()(description, total, unit)
+
+
+def _silent() -> Callable[[str, int, str], AbstractContextManager[Advance]]:
+    from dogbreed_ml.progress import NO_PROGRESS
+
+    return NO_PROGRESS.track
+
+
+def test_search_cut_off_while_it_uploads_has_started_nothing(caller: Caller) -> None:
+    caller.progress = _CutOff("uploading what the job needs")
+    before = caller.tuning_jobs()
+    with pytest.raises(KeyboardInterrupt):
+        caller.tune(question=lambda _: pytest.fail("there is nothing to stop"))
+    with caller.tracker() as tracker:
+        runs = tracker.search_runs("dogs", "")
+    assert [run.info.status for run in runs] == ["KILLED"]
+    assert caller.tuning_jobs() == before
+
+
+def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    config = replace(CONFIG, sagemaker=SagemakerConfig(instance_type="ml.m5.xlarge"))
+    answer = tuning_job.plan(config, context=Context(tmp_path, argv=("dogbreed", "tune")))
+    told = answer.to_dict()
+    request = told["requests"]["CreateHyperParameterTuningJob"]
+    channels = [each["ChannelName"] for each in request["TrainingJobDefinition"]["InputDataConfig"]]
+    assert channels == ["train", "valid", "test", "features"]
+    assert set(told["placeholders"]) == {"region", "role_arn", "bucket"}
+    assert told["estimate"]["num_trainings"] == 2
+    assert "nothing was sent" in answer.render()
+    assert not list((tmp_path / ".dogbreed").glob("features/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_jobs_make_one_pass_and_find_what_optuna_finds(
+    caller: Caller, photographs_dir: Path, weights_path: Path
+) -> None:
+    """On photographs; the same budget for both."""
+    config = replace(
+        CONFIG,
+        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), max_per_class=20, image_size=96),
+        model=ModelConfig(weights=str(weights_path), resnet_version="1"),
+        train=TrainConfig(num_epochs=4, batch_size=16),
+        search=replace(CONFIG.search, num_trials=10),
+    )
+    here = caller.tune(config)
+    parent, children = caller.family(here.parent_run_id)
+    assert len(children) == len(caller.names(here.study_name)) == 10
+    assert {child.tags["features.from"] for child in children} == {"channel"}
+    assert parent.data.tags["features.cached"] == "false"
+    features_dir = caller.project_dir / config.features.dir
+    assert len(list(features_dir.glob("*/table.json"))) == 1
+
+    there = caller.tune_with_optuna(config)
+    assert there.cache_hits == 1
+    other = caller.family(there.parent_run_id)
+    assert keys(parent, children) == keys(*other)
+    # Each sees ten points of the same two-dimensional space; two images of the valid split are chance.
+    sizes = [json.loads(each.dataset.profile)["num_images"] for each in parent.inputs.dataset_inputs]
+    assert here.best_value == pytest.approx(there.best_value, abs=2 / min(sizes))
+
+
+@contextmanager
+def live(store: MlflowServer) -> Iterator[None]:
+    store.start()
+    try:
+        yield
+    finally:
+        store.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_features_of_a_first_job_with_views_live_and_narrowed(caller: Caller, tmp_path: Path) -> None:
+    """The pass in a first job, augmented views too, runs written live, and then a search closer around the best."""
+    config = with_values(
+        CONFIG, {"search.features_on": "sagemaker", "train.augmentation": "flip", "train.num_views": 2}
+    )
+    config = with_values(config, {"search.num_trials": 3})
+    (tmp_path / "mlflow").mkdir()
+    store = MlflowServer(tmp_path / "mlflow")
+    with live(store):
+        caller.tracking_uri = store.url
+        summary = caller.tune(config)
+        parent, children = caller.family(summary.parent_run_id)
+        trials = [child for child in children if "optuna.trial_number" in child.tags]
+        assert len(caller.names("-features-")) == 1
+        assert {child.tags["features.from"] for child in trials} == {"channel"}
+        assert {child.tags["sagemaker.record"] for child in trials} == {"live"}
+        assert [child.tags["mlflow.runName"] for child in children] == [
+            "features",
+            *map("trial-{:04d}".format, range(3)),
+        ]
+        assert parent.info.status == "FINISHED"
+
+        closer = caller.tune(config, warm_start=[summary.parent_run_id])
+        tags = caller.family(closer.parent_run_id)[0].data.tags
+        assert tags["search.warm_start"] == summary.parent_run_id
+        assert '"high": 0.1' in tags["search.space_before_warm_start"]
+        # The tables of the first search serve the second.
+        assert len(caller.names("-features-")) == 1
+
+        child = caller.tune(with_values(config, {"search.seed": 1}), warm_start=[summary.study_name])
+        job = caller.server.tuning.describe_hyper_parameter_tuning_job(
+            {"HyperParameterTuningJobName": child.study_name}
+        )
+        assert job["WarmStartConfig"]["WarmStartType"] == "IdenticalDataAndAlgorithm"
