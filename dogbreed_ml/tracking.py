@@ -153,8 +153,8 @@ class Tracker:
             run = self._taken_run(handed_run_id, run_name, {**process_tags(), **(tags or {})})
             self._warn_about_experiment(run, experiment_name)
         elif run_id is not None:
-            if handed_run_id not in (None, run_id):
-                self.end_run(str(handed_run_id), "FINISHED", tags={**process_tags(), RESUMED_TAG: run_id})
+            self._handed_run_id = handed_run_id
+            self.hand_over_to(run_id)
             run = self._taken_run(run_id, run_name, {**process_tags(), **(tags or {})})
         else:
             experiment_id = self.patiently(lambda: self._experiment_id(experiment_name))
@@ -180,6 +180,12 @@ class Tracker:
     def experiment_id(self, name: str) -> str:
         """The experiment's id; it is made where there is none."""
         return self.patiently(lambda: self._experiment_id(name))
+
+    def hand_over_to(self, run_id: str) -> None:
+        """A run that `mlflow run` handed over ends, pointing to the work's own run, which was made elsewhere."""
+        handed_run_id, self._handed_run_id = self._handed_run_id, None
+        if handed_run_id not in (None, run_id):
+            self.end_run(str(handed_run_id), "FINISHED", tags={**process_tags(), RESUMED_TAG: run_id})
 
     def has_run(self, run_id: str) -> bool:
         """Whether the store has the run and it is not deleted."""

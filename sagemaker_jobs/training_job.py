@@ -165,6 +165,7 @@ class _Task:
         with self.spans.span("import"):
             storage = self._storage()
             run_id = self._imported(job, storage)
+            self.tracker.hand_over_to(run_id)
             if self.config.profile.sagemaker_rules:
                 log_rule_output(self.tracker, run_id, job, storage=storage)
         if job["TrainingJobStatus"] != "Completed":

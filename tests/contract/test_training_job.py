@@ -2,13 +2,14 @@
 
 import io
 import logging
+import re
 import shutil
 import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from local_jobs import make_client
 from dogbreed_ml.config import ExperimentConfig, TrackingConfig, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.pipeline.train import train
 from dogbreed_ml.progress import NO_PROGRESS, Advance, Progress
 from dogbreed_ml.summaries import TrainSummary
 from dogbreed_ml.tracking import Tracker
 from sagemaker_jobs import jobinputs, training_job
 from sagemaker_jobs.client import PATIENCE_S, Aws, Clock
 from sagemaker_jobs.jobcontrol import JobGoneError, describe_job
+from sagemaker_jobs.joboutputs import log_rule_output
 from sagemaker_jobs.jobrecords import RECORDS_DIR
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
+from sagemaker_jobs.storage import Storage
 
 WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
+PRINTS = "import sys, time\nfor n in range(3):\n    print('line', n, flush=True)\n    time.sleep(0.3)\nsys.exit(1)\n"
 FAILS = (
     "import os, pathlib, sys\nprint('epoch=0 train/loss=0.5', flush=True)\n"
     "pathlib.Path(os.environ['SM_OUTPUT_DIR'], 'failure').write_text('ValueError: no dog in sight')\nsys.exit(1)\n"
@@ -89,6 +94,7 @@ class Project:
         answer: bool | None = None,
         patience_s: float = PATIENCE_S,
         progress: Progress = NO_PROGRESS,
+        environment: dict[str, str] | None = None,
     ) -> TrainSummary:
         def ask(text: str) -> bool:
             self.questions.append(text)
@@ -97,10 +103,21 @@ class Project:
         aws = Aws.open(self.config.sagemaker, clock=Tick(on_sleep).clock(), patience_s=patience_s)
         return training_job.train(
             self.config,
-            context=Context(self.dir, argv=("dogbreed", "train", "--on", "sagemaker"), progress=progress),
+            context=Context(
+                self.dir,
+                environment=environment or {},
+                argv=("dogbreed", "train", "--on", "sagemaker"),
+                progress=progress,
+            ),
             question=None if answer is None else ask,
             aws=aws,
         )
+
+    def handed_run(self) -> str:
+        """A run as `mlflow run` makes it."""
+        with Tracker.open(project_dir=self.dir, config=TrackingConfig(system_metrics=False)) as tracker:
+            run = tracker.client.create_run(tracker.experiment_id(self.config.name), run_name="handed")
+            return str(run.info.run_id)
 
     def runs(self) -> list[Any]:
         with Tracker.attach(f"sqlite:///{self.dir / 'mlflow.db'}", config=TrackingConfig()) as tracker:
@@ -207,6 +224,68 @@ def test_failed_job_ends_the_command_with_its_reason_and_a_failed_run(
     with pytest.raises(CloudError, match="no dog in sight"):
         project.train()
     assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 2
+
+
+def test_run_that_mlflow_run_handed_over_points_to_the_jobs(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    handed_run_id = project.handed_run()
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train(environment={"MLFLOW_RUN_ID": handed_run_id})
+
+    runs = {run.info.run_id: run for run in project.runs()}
+    handed = runs.pop(handed_run_id)
+    (job_run,) = runs.values()
+    assert handed.info.status == "FINISHED"
+    assert handed.data.tags["dogbreed.resumed"] == job_run.info.run_id
+
+
+def test_log_lines_come_once_and_with_their_host_where_there_are_several(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    job_runs(PRINTS)
+    several = replace(project, config=with_values(project.config, {"sagemaker.instance_count": 2}))
+    with pytest.raises(CloudError):
+        several.train()
+
+    told = [line for line in caplog.messages if re.fullmatch(r"algo-\d+: line \d", line)]
+    assert sorted(told) == [f"algo-{host}: line {n}" for host in (1, 2) for n in range(3)]
+
+
+def test_rule_output_of_sagemaker_is_fetched_to_the_run(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    with pytest.raises(CloudError):
+        project.train()
+    (job,), (run,) = jobs_of(sagemaker, project), project.runs()
+    bucket, _, key = job["OutputDataConfig"]["S3OutputPath"].removeprefix("s3://").partition("/")
+    report = f"{key}/{job['TrainingJobName']}/rule-output/ProfilerReport/profiler-output/profiler-report.html"
+    server.cloud.s3.put_object(Bucket=bucket, Key=report, Body=b"<html>judged</html>")
+
+    tracker = Tracker.attach(f"sqlite:///{project.dir / 'mlflow.db'}", config=TrackingConfig())
+    with tracker, Aws.open(project.config.sagemaker) as aws:
+        log_rule_output(tracker, run.info.run_id, job, storage=Storage.open(aws, project.config.sagemaker))
+        folder = tracker.fetch_artifacts(run.info.run_id, "profiler/rule-output", project.dir)
+    assert (folder / "ProfilerReport/profiler-output/profiler-report.html").read_text() == "<html>judged</html>"
+
+
+@pytest.mark.slow
+def test_sagemakers_rules_judge_a_job_and_their_reports_come_home(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs(FAILS)
+    judged = replace(project, config=with_values(project.config, {"profile.sagemaker_rules": True}))
+    with pytest.raises(CloudError, match="no dog in sight"):
+        judged.train()
+
+    (run,) = judged.runs()
+    assert run.data.tags["sagemaker.rule.ProfilerReport"] in ("NoIssuesFound", "IssuesFound")
+    with Tracker.attach(f"sqlite:///{project.dir / 'mlflow.db'}", config=TrackingConfig()) as tracker:
+        folder = tracker.fetch_artifacts(run.info.run_id, "profiler/rule-output", project.dir)
+    assert list(folder.rglob("profiler-report.html"))
 
 
 def test_ctrl_c_without_a_terminal_leaves_the_job_and_the_same_command_comes_back_to_it(
@@ -412,6 +491,49 @@ def test_job_deleted_between_two_commands_ends_as_a_failed_run(
     assert run.info.status == "FAILED"
     assert jobs_of(sagemaker, project) == []
     assert project.records() == []
+
+
+@pytest.mark.slow
+def test_training_on_photographs_in_s3_gives_what_one_on_the_same_files_here_gives(
+    project: Project, server: LocalSageMaker, sagemaker: Any, photographs_dir: Path, weights_path: Path
+) -> None:
+    """Nothing of the data passes through this machine: the job splits what it finds, and finds the same splits."""
+    breeds = sorted(path for path in (photographs_dir / "dogs").iterdir() if path.is_dir())[:3]
+    photographs = [path for breed in breeds for path in sorted(breed.glob("*.jpg"))[:20]]
+    for path in photographs:
+        copy = project.dir / "kennel" / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    values = {"data.image_size": 96, "model.weights": str(weights_path), "model.resnet_version": "1"}
+    at_home = {"data.source": "folder", "data.path": str(project.dir / "kennel")}
+    here = replace(project, config=with_values(project.config, values | at_home))
+    local = train(here.config, context=Context(here.dir))
+
+    place = {"LocationConstraint": "us-west-2"}
+    server.cloud.s3.create_bucket(Bucket="kennel-photographs", CreateBucketConfiguration=place)
+    for path in photographs:
+        key = f"dogs/{path.parent.name}/{path.name}"
+        server.cloud.s3.put_object(Bucket="kennel-photographs", Key=key, Body=path.read_bytes())
+    in_s3 = {"data.source": "s3", "data.path": "s3://kennel-photographs/dogs/"}
+    given = replace(here, config=with_values(here.config, in_s3)).train()
+
+    assert given.num_epochs == local.num_epochs
+    # The job's back end may be another: bf16 for fp32.
+    assert given.test["loss"] == pytest.approx(local.test["loss"], abs=0.05)
+    runs = {run.info.run_id: run for run in here.runs()}
+    one, other = runs[local.run_id], runs[given.run_id]
+    assert data_of(one) == data_of(other)
+    assert own_keys(one.data.metrics) == own_keys(other.data.metrics)
+    assert one.data.params.keys() == other.data.params.keys()
+
+
+def data_of(run: Any) -> set[str]:
+    return {each.dataset.digest for each in run.inputs.dataset_inputs}
+
+
+def own_keys(metrics: dict[str, float]) -> set[str]:
+    """Without what SageMaker says of the job; and stages differ in where they happen, not in what they come to."""
+    return {name for name in metrics if not name.startswith(("sagemaker/", "seconds/"))}
 
 
 def test_training_on_aws_needs_a_role(project: Project, sagemaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
