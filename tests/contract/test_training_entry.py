@@ -123,7 +123,7 @@ def _optuna_trial(caller: Caller) -> Any:
             judge = EpochJudge.build(caller.splits.train.labels, caller.splits.classes, parameters={})
             inputs = data_inputs(caller.splits, names=("train", "valid"))
             result = study.run(TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs, judge=judge)
-        return tracker.client.get_run(result.best.run_id)
+        return tracker.client.get_run(str(result.best.run_id))
 
 
 def test_a_jobs_run_equals_a_trials_of_the_search_here(caller: Caller) -> None:
@@ -163,6 +163,7 @@ def test_a_jobs_run_equals_a_trials_of_the_search_here(caller: Caller) -> None:
     assert run.data.tags["features.from"] == "channel"
     assert run.data.tags["sagemaker.record"] == "bundle"
     assert len(run.data.tags[IMPORTED_TAG]) == 64
+    assert run.inputs is not None
     assert [each.dataset.digest for each in run.inputs.dataset_inputs] == [caller.splits.fingerprint] * 2
     start_ms, end_ms = run.info.start_time, run.info.end_time
     times = [each.timestamp for each in points["train/loss"]]

@@ -1,6 +1,8 @@
 """Learning itself: what fit promises of losses, weights, seeds and stopping."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from dogbreed_ml.config import ModelConfig, TrainConfig
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.model import build_network, load_weights, new_head
 from dogbreed_ml.spans import SpanTotals
-from dogbreed_ml.train import Batches, EpochResult, evaluate, fit
+from dogbreed_ml.train import Batches, EpochResult, FitState, evaluate, fit
 
 CPU = torch.device("cpu")
 
@@ -63,6 +65,62 @@ def test_same_seed_gives_the_same_losses_and_another_seed_others(clusters: Memor
 
     assert losses(3) == losses(3)
     assert losses(3) != losses(4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("patience", [None, 2])
+def test_training_that_goes_on_from_its_state_is_the_same(
+    clusters: MemoryBatches, tmp_path: Path, schedule: str, patience: int | None
+) -> None:
+    config = TrainConfig(num_epochs=5, batch_size=16, lr=0.3, schedule=schedule, patience=patience)  # type: ignore[arg-type]
+
+    def epochs(model: nn.Module, state: FitState | None) -> Iterator[EpochResult]:
+        return fit(
+            model,
+            clusters,
+            valid=clusters,
+            config=config,
+            metrics=compute_metrics,
+            num_classes=3,
+            device=CPU,
+            state=state,
+        )
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), new_head(3, seed=0))
+
+    whole_model, resumed_model = build(), build()
+    whole = list(epochs(whole_model, None))
+    state, results = FitState(), []
+    for result in epochs(build(), state):
+        results.append(result)
+        torch.save(state.values, tmp_path / "state.pt")
+        if len(results) == 2:
+            break
+    results += epochs(resumed_model, FitState(torch.load(tmp_path / "state.pt", weights_only=True)))
+    assert [(each.epoch, each.global_step, each.metrics, each.is_best) for each in results] == [
+        (each.epoch, each.global_step, each.metrics, each.is_best) for each in whole
+    ]
+    for ours, expected in zip(resumed_model.state_dict().values(), whole_model.state_dict().values(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_training_that_was_over_when_its_state_was_kept_trains_no_more(clusters: MemoryBatches) -> None:
+    config, state, model = TrainConfig(num_epochs=2, batch_size=16), FitState(), new_head(3, seed=0)
+    for values in (None, "kept"):
+        results = list(
+            fit(
+                model,
+                clusters,
+                valid=None,
+                config=config,
+                metrics=compute_metrics,
+                num_classes=3,
+                device=CPU,
+                state=state,
+            )
+        )
+        assert len(results) == (2 if values is None else 0)
 
 
 def test_frozen_layers_do_not_move() -> None:
