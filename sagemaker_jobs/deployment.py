@@ -20,6 +20,7 @@ from sagemaker_jobs.endpoint_request import EndpointPlan, Place, endpoint_name, 
 from sagemaker_jobs.leases import Lease, parse_term, render_end
 from sagemaker_jobs.model_archive import Origin, build_model_archive, read_examples
 from sagemaker_jobs.pricing import find_price
+from sagemaker_jobs.removal import remove_replaced
 from sagemaker_jobs.rollout import Deployed, Rollout
 from sagemaker_jobs.storage import Storage, file_digest
 from sagemaker_jobs.store import opened_store
@@ -53,9 +54,7 @@ class DryRun:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
 
-def deploy(
-    config: ExperimentConfig, options: DeployOptions, *, context: Context, waits: bool = True
-) -> Deployed | DryRun:
+def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context) -> Deployed | DryRun:
     """Raises GateError for a version that nobody measured, ConfigError before anything is sent, CloudError after it."""
     from dogbreed_ml.registry import resolve_version
 
@@ -84,9 +83,13 @@ def deploy(
                 archive_path=archive_path,
                 examples=read_examples(archive_path),
                 why=options.reason if options.unmeasured else None,
-                waits=waits,
+                waits=not options.no_wait,
+                mode=options.mode,
             )
-            return replace(rollout.run(), price=_price(config, aws.region, context, aws=aws))
+            deployed = rollout.run()
+            if options.drop_replaced and deployed.replaced_config is not None and deployed.is_settled:
+                remove_replaced(aws, deployed.replaced_config)
+            return replace(deployed, price=_price(config, aws.region, context, aws=aws))
 
 
 def _lease(tracker: "Tracker", version: "ModelVersion", name: str | None) -> Lease:

@@ -124,14 +124,15 @@ def caller_policy(scope: Scope) -> Document:
         *_autoscaling(scope),
         _allow(
             "Alarms",
-            ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm"],
+            ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource"],
             [scope.arn("cloudwatch", f"alarm:{scope.name_prefix}*")],
         ),
         _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
         _allow(
             "WhatTakesNoResource",
             ["cloudwatch:GetMetricData", "cloudwatch:GetMetricStatistics", "pricing:GetProducts",
-             "sagemaker:ListEndpoints", "sagemaker:ListHyperParameterTuningJobs", "sagemaker:ListTrainingJobs"],
+             "sagemaker:ListEndpointConfigs", "sagemaker:ListEndpoints", "sagemaker:ListHyperParameterTuningJobs",
+             "sagemaker:ListModels", "sagemaker:ListTrainingJobs"],
             ["*"],
         ),
     ]  # fmt: skip
@@ -211,7 +212,8 @@ def _storage(scope: Scope, *, is_owner: bool) -> list[Statement]:
         statements.append(
             _allow(
                 "MakeTheBucketEncrypted",
-                ["s3:CreateBucket", "s3:GetEncryptionConfiguration", "s3:PutBucketPublicAccessBlock",
+                ["s3:CreateBucket", "s3:GetEncryptionConfiguration", "s3:PutBucketPolicy",
+                 "s3:PutBucketPublicAccessBlock",
                  "s3:PutEncryptionConfiguration"],
                 [f"arn:{scope.partition}:s3:::{scope.bucket}"],
             )

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
-from sagemaker_jobs import iam
 from sagemaker_jobs.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
+from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, trust_policy
 
 
 @dataclass(frozen=True)
 class Policies:
     """Three documents of IAM."""
 
-    caller: iam.Document
-    execution_role: iam.Document
-    trust: iam.Document
+    caller: Document
+    execution_role: Document
+    trust: Document
     placeholders: tuple[str, ...]
     """Config fields that say nothing, for which a placeholder stands."""
 
@@ -38,7 +38,7 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
     account_id = role_arn.split(":")[4]
     region = wanted.region or PLACEHOLDER_REGION
     key = wanted.kms_key_id
-    scope = iam.Scope(
+    scope = Scope(
         account_id=account_id,
         region=region,
         bucket=wanted.bucket or f"dogbreed-{account_id}-{region}",
@@ -50,6 +50,4 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
     )
     told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
     missing = tuple(name for name, value in told.items() if value is None)
-    return Policies(
-        iam.caller_policy(scope), iam.execution_role_policy(scope), iam.trust_policy(account_id=account_id), missing
-    )
+    return Policies(caller_policy(scope), execution_role_policy(scope), trust_policy(account_id=account_id), missing)

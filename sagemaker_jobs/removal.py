@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -155,12 +155,29 @@ def _remove_parts(aws: Aws, name: str) -> tuple[list[str], list[str], list[str]]
     uris = {archive_uri(aws, each) for each in models}
     for each in models:
         endpoints.delete_part(aws, "DeleteModel", {"ModelName": each})
-    archives = sorted(uri for uri in uris if uri is not None and not _is_used(aws, uri))
-    for uri in archives:
+    archives = _remove_archives(aws, uris)
+    return configs, models, archives
+
+
+def _remove_archives(aws: Aws, uris: Iterable[str | None]) -> list[str]:
+    """Those that no model needs any more."""
+    unused = sorted({uri for uri in uris if uri is not None and not _is_used(aws, uri)})
+    for uri in unused:
         bucket, key = split_uri(uri)
         with translated(f"delete {uri}"):
             aws.client("s3").delete_object(Bucket=bucket, Key=key)
-    return configs, models, archives
+    return unused
+
+
+def remove_replaced(aws: Aws, config_name: str) -> None:
+    """Deletes an endpoint config that is no longer in service, with its models and their archives."""
+    described = endpoints.describe_config(aws, config_name) or {}
+    models = [each["ModelName"] for each in described.get("ProductionVariants", ())]
+    endpoints.delete_part(aws, "DeleteEndpointConfig", {"EndpointConfigName": config_name})
+    uris = [archive_uri(aws, each) for each in models]
+    for each in models:
+        endpoints.delete_part(aws, "DeleteModel", {"ModelName": each})
+    _remove_archives(aws, uris)
 
 
 def archive_uri(aws: Aws, model_name: str) -> str | None:

@@ -43,7 +43,9 @@ TAKE_NO_RESOURCE = {
     "ec2:DescribeVpcs": "likewise",
     "ecr:GetAuthorizationToken": "a token is for the whole registry",
     "pricing:GetProducts": "the price list is the same for everybody",
+    "sagemaker:ListEndpointConfigs": "lists every endpoint config of the account",
     "sagemaker:ListEndpoints": "lists every endpoint of the account",
+    "sagemaker:ListModels": "lists every model of the account",
     "sagemaker:ListHyperParameterTuningJobs": "lists every tuning job of the account",
     "sagemaker:ListTrainingJobs": "lists every training job of the account",
 }
