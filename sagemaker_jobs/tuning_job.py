@@ -143,7 +143,7 @@ class _Search:
             summary = finish_search(
                 config, result, bench=self.bench, tracker=self.tracker, parent=parent, spans=self.spans
             )
-            self.records.clear()
+            self._forget(name)
         return replace(summary, cache_hits=int(is_cached), resumed=found is not None)
 
     # Which tuning job ------------------------------------------------------------------------------------------------
@@ -244,10 +244,16 @@ class _Search:
                 job = follower.follow(display)
             follower.parent.set_tags(_links(self.aws, job))
             return _result(job, follower)
-        # The same command starts a new tuning job: there is nothing more to come from this one.
+        # There is nothing more to come from this one.
         except (TuningJobGoneError, SearchError):
-            self.records.clear()
+            self._forget(follower.name)
             raise
+
+    def _forget(self, name: str) -> None:
+        """The same command starts a new tuning job from now on; one that is not this one stays known."""
+        record = self.records.load()
+        if record is not None and record.name == name:
+            self.records.clear()
 
     def _display(self, config: ExperimentConfig) -> AbstractContextManager[SearchDisplay]:
         progress = self.context.progress

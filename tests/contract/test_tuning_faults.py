@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from local_jobs import BUCKET, job_request, make_bucket, put_source
 
-from dogbreed_ml.config import ExperimentConfig, FloatDimension, SagemakerConfig, SearchConfig, TrackingConfig
+from dogbreed_ml.cloudconfig import SagemakerConfig
+from dogbreed_ml.config import ExperimentConfig, FloatDimension, SearchConfig, TrackingConfig
 from dogbreed_ml.errors import CloudError
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.tracking import ChildRun, Run, Tracker
@@ -175,8 +176,10 @@ def test_lost_answer_and_throttling_start_one_tuning_job(bench: Bench, caplog: p
     bench.send(OPTIMIST)
     assert bench.records.load() == JobRecord(bench.name, "us-west-2", is_created=True)
     assert f"the answer was lost, the tuning job {bench.name} is there" in caplog.text
-    records, _ = bench.follow()
-    assert len(records) == len(bench.job_names()) == 3
+    bench.wait_ended()
+    bench.server.faults.fail_s3(times=2, code="InternalError")
+    records, children = bench.follow()
+    assert len(records) == len(children) == len(bench.job_names()) == 3
 
 
 @pytest.mark.slow
@@ -214,9 +217,10 @@ def test_deleted_tuning_job_is_told_of(bench: Bench) -> None:
     bench.server.tuning.delete_hyper_parameter_tuning_job({"HyperParameterTuningJobName": bench.name})
     with pytest.raises(TuningJobGoneError, match="was deleted"):
         bench.follow()
-    with bench.parent() as (_, run):
-        pass
-    assert run.run_id
+    with Tracker.open(project_dir=bench.project_dir, config=CONFIG.tracking) as tracker:
+        (run,) = tracker.find_tagged(tracker.experiment_id(CONFIG.name), "test", bench.name)
+    assert run.info.status == "FAILED"
+    assert "was deleted" in run.data.tags["failure.cause"]
 
 
 def test_stopped_after_a_question_comes_home_as_interrupted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import pytest
 from local_jobs import BUCKET, make_bucket
 from mlflow_server import MlflowServer
 
+from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import (
     CategoricalDimension,
     DataConfig,
@@ -19,7 +20,6 @@ from dogbreed_ml.config import (
     FeaturesConfig,
     FloatDimension,
     ModelConfig,
-    SagemakerConfig,
     SearchConfig,
     TrackingConfig,
     TrainConfig,
@@ -182,8 +182,7 @@ def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
     assert other[0].data.tags["search.warm_start"] == f"{summary.study_name}, {summary.parent_run_id}"
     # Two trials from the tuning job itself and the same two from MLflow come before the first of its own.
     assert [child.tags["optuna.trial_number"] for child in other[1]] == ["4", "5"]
-    del other[0].data.tags["search.warm_start"], parent.data.tags["features.cached"]
-    del other[0].data.tags["features.cached"]
+    del other[0].data.tags["search.warm_start"]
     assert keys(parent, children) == keys(*other)
 
 
@@ -256,6 +255,15 @@ def test_ten_jobs_make_one_pass_and_find_what_optuna_finds(
     assert there.cache_hits == 1
     other = caller.family(there.parent_run_id)
     assert keys(parent, children) == keys(*other)
+
+    # From another folder, with a store of its own.
+    elsewhere = replace(caller, project_dir=caller.project_dir / "elsewhere")
+    elsewhere.project_dir.mkdir()
+    attached = elsewhere.tune(config, attach=here.study_name)
+    assert attached.resumed
+    assert attached.best_params == here.best_params
+    assert attached.best_value == here.best_value
+    assert len(elsewhere.family(attached.parent_run_id)[1]) == len(caller.names(here.study_name)) == 10
     # Each sees ten points of the same two-dimensional space; two images of the valid split are chance.
     sizes = [json.loads(each.dataset.profile)["num_images"] for each in parent.inputs.dataset_inputs]
     assert here.best_value == pytest.approx(there.best_value, abs=2 / min(sizes))
