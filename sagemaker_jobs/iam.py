@@ -124,7 +124,8 @@ def caller_policy(scope: Scope) -> Document:
         *_autoscaling(scope),
         _allow(
             "Alarms",
-            ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource"],
+            ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm",
+             "cloudwatch:TagResource"],
             [scope.arn("cloudwatch", f"alarm:{scope.name_prefix}*")],
         ),
         _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),

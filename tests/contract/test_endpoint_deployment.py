@@ -396,7 +396,8 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
     assert shown["placeholders"] == ["sagemaker.role_arn", "sagemaker.region"]
     assert shown["price"] is None
     requests = shown["requests"]
-    assert {"CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "PutMetricAlarm"} <= set(
+    sent = {"CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "PutMetricAlarm"}
+    assert sent <= set(requests)
         requests
     )
     assert requests["CreateModel"]["PrimaryContainer"]["ModelDataUrl"].startswith(f"s3://{BUCKET}/dogbreed/models/")
@@ -407,3 +408,26 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
     assert told_price == "1 x ml.c7i.xlarge, each $0.25 an hour (prices.json)"
     assert not any(served.names().values())
     assert events(project) == []
+
+
+def test_mode_says_what_must_be_there_and_what_is_replaced_may_go(project: Project, served: Account) -> None:
+    with pytest.raises(ConfigError, match="--mode replace does not go with the endpoint dogs: there is none"):
+        project.deploy(1, mode="replace")
+    project.deploy(1, mode="create")
+    with pytest.raises(ConfigError, match="--mode create does not go with the endpoint dogs: there is one"):
+        project.deploy(2, mode="create")
+    second = project.deploy(2, mode="replace", drop_replaced=True)
+    assert served.names()["configs"] == [second.endpoint_config]
+    assert len(served.object_keys()) == 1
+    with pytest.raises(CloudError, match="which was deleted; deploy the version again"):
+        rollback.rollback("dogs", CONFIG, context=project.context)
+
+
+def test_deployment_that_nobody_waits_for_is_proven_by_the_next_command(project: Project, served: Account) -> None:
+    sent = project.deploy(1, no_wait=True)
+    assert (sent.is_settled, sent.smoke) == (False, None)
+    assert told(project) == [("deploy", 1, "under way")]
+    proven = project.deploy(1)
+    assert (proven.action, proven.is_settled) == ("deploy", True)
+    assert (proven.smoke or "").startswith("passed")
+    assert served.tags()["dogbreed:smoke"] == "passed"
