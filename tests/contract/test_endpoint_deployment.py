@@ -398,8 +398,6 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
     requests = shown["requests"]
     sent = {"CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "PutMetricAlarm"}
     assert sent <= set(requests)
-        requests
-    )
     assert requests["CreateModel"]["PrimaryContainer"]["ModelDataUrl"].startswith(f"s3://{BUCKET}/dogbreed/models/")
     prices = project.context.project_dir / "prices.json"
     prices.write_text('{"ml.c7i.xlarge": 0.25}', encoding="utf-8")
