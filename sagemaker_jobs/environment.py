@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 TRACKING_URI, PARENT_RUN_ID, EXPERIMENT_ID = "DOGBREED_TRACKING_URI", "DOGBREED_PARENT_RUN_ID", "DOGBREED_EXPERIMENT_ID"
 """The variables by which the caller says where the record goes."""
 
+RECORD_HYPERPARAMETERS = {name: f"_{name.lower()}" for name in (TRACKING_URI, PARENT_RUN_ID, EXPERIMENT_ID)}
+"""The same for a job of a tuning job: SageMaker starts none from an earlier one whose variables were others."""
+
 
 class _Parent(Protocol):
     @property
@@ -56,6 +59,12 @@ class JobEnvironment:
             model_dir = Path(variables["SM_MODEL_DIR"])
             channels = json.loads(variables["SM_CHANNELS"])
             training_environment = json.loads(variables.get("SM_TRAINING_ENV", "{}"))
+            hyperparameters = json.loads(variables["SM_HPS"])
+
+            def record(name: str) -> str | None:
+                # The training toolkit decodes whatever is JSON: an experiment's id arrives as a number.
+                return variables.get(name) or str(hyperparameters.get(RECORD_HYPERPARAMETERS[name]) or "") or None
+
             return cls(
                 job_name=variables.get("TRAINING_JOB_NAME") or training_environment["job_name"],
                 model_dir=model_dir,
@@ -64,14 +73,14 @@ class JobEnvironment:
                 checkpoint_dir=model_dir.parent / "checkpoints",
                 work_dir=model_dir.parent / "dogbreed",
                 channels={name: Path(variables[f"SM_CHANNEL_{name.upper().replace('-', '_')}"]) for name in channels},
-                hyperparameters=json.loads(variables["SM_HPS"]),
+                hyperparameters=hyperparameters,
                 rank=int(variables.get("RANK", "0")),
                 world_size=int(variables.get("WORLD_SIZE", "1")),
                 local_rank=int(variables.get("LOCAL_RANK", "0")),
                 instance_type=variables.get("SM_CURRENT_INSTANCE_TYPE", ""),
-                tracking_uri=variables.get(TRACKING_URI) or None,
-                parent_run_id=variables.get(PARENT_RUN_ID) or None,
-                experiment_id=variables.get(EXPERIMENT_ID) or None,
+                tracking_uri=record(TRACKING_URI),
+                parent_run_id=record(PARENT_RUN_ID),
+                experiment_id=record(EXPERIMENT_ID),
             )
         except KeyError as error:
             raise ConfigError(f"This runs in a SageMaker training job, which sets {error}; it is not set.") from error

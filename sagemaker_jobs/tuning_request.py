@@ -8,6 +8,7 @@ from dogbreed_ml.config import Dimension, ExperimentConfig, FloatDimension, IntD
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.samplers import grid_values
 from sagemaker_jobs.client import check
+from sagemaker_jobs.environment import RECORD_HYPERPARAMETERS
 from sagemaker_jobs.metrics import OBJECTIVE_METRIC, objective_definition
 from sagemaker_jobs.training_request import render_hyperparameter
 
@@ -30,8 +31,15 @@ _LEFT_OUT = (
     "ExperimentConfig",
 )
 _STRATEGIES: dict[str, Strategy] = {"tpe": "Bayesian", "gp": "Bayesian", "random": "Random", "grid": "Grid"}
-_OF_EACH_JOB = ("sagemaker_submit_directory",)
+_OF_EACH_JOB = ("sagemaker_submit_directory", *RECORD_HYPERPARAMETERS.values())
 """The archive holds the config too, so it differs where num_trials does."""
+_FIXED_AFTER_WARM_START = {
+    "Environment": "sagemaker.environment",
+    "EnableNetworkIsolation": "network isolation",
+    "EnableInterContainerTrafficEncryption": "sagemaker.encrypt_traffic",
+    "RetryStrategy": "the retry strategy",
+}
+"""Members of TrainingJobDefinition that SageMaker lets no warm start change, and what sets them."""
 
 
 def tuning_job_request(
@@ -53,7 +61,12 @@ def tuning_job_request(
         *algorithm.get("MetricDefinitions", []),
         objective_definition(config.search.metric),
     ]
+    environment = dict(definition.pop("Environment", {}))
+    # Always all of them: a tuning job may start from another only where both have the same hyperparameters.
+    static |= {name: environment.pop(variable, "") for variable, name in RECORD_HYPERPARAMETERS.items()}
     definition |= {"AlgorithmSpecification": algorithm, "StaticHyperParameters": static}
+    if environment:
+        definition["Environment"] = environment
     request: dict[str, Any] = {
         "HyperParameterTuningJobName": name,
         "HyperParameterTuningJobConfig": _job_config(config),
@@ -201,6 +214,13 @@ def _check_parent(request: Mapping[str, Any], parent: Mapping[str, Any]) -> None
             f"--warm-start {name} must name a search over the same hyperparameters, static ones included; only one of "
             f"the two has {', '.join(differing)}."
         )
+    ours_definition, definition = request["TrainingJobDefinition"], parent["TrainingJobDefinition"]
+    changed = [said for key, said in _FIXED_AFTER_WARM_START.items() if ours_definition.get(key) != definition.get(key)]
+    if changed:
+        raise ConfigError(
+            f"--warm-start {name} must name a search with the same {', '.join(changed)}: SageMaker lets that change "
+            f"with no warm start."
+        )
 
 
 def _objective(job: Mapping[str, Any]) -> tuple[str, ...]:
@@ -228,6 +248,5 @@ def _has_same_task(request: Mapping[str, Any], parent: Mapping[str, Any]) -> boo
     )
 
 
-def _inputs(definition: Mapping[str, Any]) -> dict[str, str]:
-    channels = definition.get("InputDataConfig", [])
-    return {each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in channels}
+def _inputs(definition: Mapping[str, Any]) -> dict[str, Any]:
+    return {each["ChannelName"]: each for each in definition.get("InputDataConfig", [])}

@@ -1,8 +1,10 @@
 """Tuning requests against botocore's model and the documented limits, and the objective's regex on the real lines."""
 
 import itertools
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ from dogbreed_ml.config import (
     TrainConfig,
 )
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.runs import RunRef
 from dogbreed_ml.train import EpochResult
 from dogbreed_ml.warmstart import parse_value
+from sagemaker_jobs.environment import JobEnvironment, record_variables
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.tuningplan import parse_plan
 from sagemaker_jobs.metrics import OBJECTIVE_METRIC, objective_definition, render_objective
@@ -59,7 +63,7 @@ def training(**changes: Any) -> dict[str, Any]:
         "OutputDataConfig": {"S3OutputPath": "s3://bucket/output"},
         "ResourceConfig": {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
         "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
-        "Environment": {"DOGBREED_PARENT_RUN_ID": "1"},
+        "Environment": {"DOGBREED_PARENT_RUN_ID": "1234", "MY_OWN": "1"},
         "Tags": [{"Key": "dogbreed:experiment", "Value": "dogs"}],
         "ProfilerConfig": {"S3OutputPath": "s3://bucket/profiler"},
         "EnableManagedSpotTraining": False,
@@ -102,13 +106,16 @@ def test_request_hands_a_job_what_it_needs_and_searched_values_once() -> None:
     built = request(config(seed=7, num_trials=9, num_parallel=3))
     definition = built["TrainingJobDefinition"]
 
-    assert definition["StaticHyperParameters"].keys() == training()["HyperParameters"].keys() - {
+    static = definition["StaticHyperParameters"]
+    assert {name for name in static if not name.startswith("_")} == training()["HyperParameters"].keys() - {
         "train.lr",
         "train.batch_size",
     }
     assert {"TrainingJobName", "Tags", "ProfilerConfig"}.isdisjoint(definition)
     assert built["Tags"] == training()["Tags"]
-    assert definition["Environment"] == {"DOGBREED_PARENT_RUN_ID": "1"}
+    assert definition["Environment"] == {"MY_OWN": "1"}
+    assert static["_dogbreed_parent_run_id"] == "1234"
+    assert static["_dogbreed_tracking_uri"] == static["_dogbreed_experiment_id"] == ""
     given = built["HyperParameterTuningJobConfig"]
     assert given["RandomSeed"] == 7
     assert given["ResourceLimits"] == {"MaxNumberOfTrainingJobs": 9, "MaxParallelTrainingJobs": 3}
@@ -276,6 +283,8 @@ def test_warm_start_is_identical_for_the_same_task_and_transfer_for_another() ->
         (config(), [description(config(metric="valid/loss", direction="minimize"))], "same metric"),
         (config(), [description(config(SPACE))], "only one of the two has .*train.optimizer"),
         (config(), [description(config())] * 6, "at most 5"),
+        (config(), [description(config(), Environment={"MY_OWN": "2"})], "same sagemaker.environment"),
+        (config(), [description(config(), EnableInterContainerTrafficEncryption=True)], "sagemaker.encrypt_traffic"),
         (config(pruner="hyperband"), [description(config())], "Bayesian and the Random"),
     ],
 )
@@ -284,6 +293,24 @@ def test_warm_start_refuses_parents_that_sagemaker_would(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         tuning_job_request(wanted, name="dogs-tune-1", training=training(), parents=parents)
+
+
+def test_job_finds_where_its_record_goes_among_the_hyperparameters(tmp_path: Path) -> None:
+    built = request(config(), Environment=record_variables("http://127.0.0.1:1", RunRef("1" * 32, "7")))
+    # As the training toolkit hands them on: what is JSON is decoded.
+    static = built["TrainingJobDefinition"]["StaticHyperParameters"] | {"_dogbreed_experiment_id": 7}
+    environment = JobEnvironment.read(
+        {
+            "TRAINING_JOB_NAME": "one",
+            "SM_MODEL_DIR": str(tmp_path),
+            "SM_OUTPUT_DATA_DIR": str(tmp_path),
+            "SM_CHANNELS": "[]",
+            "SM_HPS": json.dumps(static),
+        }
+    )
+    assert environment.tracking_uri == "http://127.0.0.1:1"
+    assert (environment.parent_run_id, environment.experiment_id) == ("1" * 32, "7")
+    assert "Environment" not in built["TrainingJobDefinition"]
 
 
 def test_request_of_one_config_is_the_same_twice() -> None:
