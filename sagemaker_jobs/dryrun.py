@@ -12,6 +12,8 @@ from sagemaker_jobs.jobinputs import JobPlan
 
 PLACEHOLDER_ACCOUNT = "000000000000"
 PLACEHOLDER_REGION = "us-east-1"
+HIDDEN = "(not shown)"
+"""Stands for a value of sagemaker.environment, which may be a secret."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TrainSummary
 from dogbreed_ml.tracking import RunRef, Tracker
 from sagemaker_jobs.client import Aws
-from sagemaker_jobs.dryrun import DryRun, Placement
+from sagemaker_jobs.dryrun import HIDDEN, DryRun, Placement
 from sagemaker_jobs.environment import record_variables
 from sagemaker_jobs.estimate import estimate_jobs
 from sagemaker_jobs.importing import import_job
@@ -99,6 +99,8 @@ def plan(config: ExperimentConfig, *, context: Context, today: date | None = Non
             region=placement.region,
             tags=_tags(config, context),
         )
+        # Whoever reads a log of this answer need not read those too.
+        request["Environment"] |= dict.fromkeys(config.sagemaker.environment, HIDDEN)
         price = price_of(config, context, region=placement.region, today=today)
         estimate = estimate_jobs(config, splits, price=price)
         return DryRun.of({"CreateTrainingJob": request}, plan=inputs, estimate=estimate, placement=placement)

@@ -105,6 +105,14 @@ def test_dry_run_names_weights_that_are_not_here_without_fetching_them(
     assert not (tmp_path / "torch").exists()
 
 
+def test_dry_run_shows_no_value_of_the_users_environment(tmp_path: Path) -> None:
+    secret = {"KENNEL_TOKEN": "woof-1234"}
+    answer = plan(tmp_path, sagemaker__environment=secret, data__source="s3", data__path="s3://somebody/dogs/")
+
+    assert answer.requests["CreateTrainingJob"]["Environment"] == {"KENNEL_TOKEN": "(not shown)"}
+    assert "woof" not in answer.render() + json.dumps(answer.to_dict())
+
+
 def test_dry_run_of_a_training_here_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--dry-run"]) == BAD_ARGUMENTS
     assert "--on sagemaker" in capfd.readouterr().err

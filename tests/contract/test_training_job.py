@@ -334,6 +334,24 @@ def test_ctrl_c_at_a_terminal_asks_whether_to_stop_the_job(
         sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
 
 
+def test_sigterm_asks_nobody_and_leaves_the_job(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    def terminate(so_far: int) -> None:
+        if so_far == 2:
+            # As the command line's handler has it.
+            raise KeyboardInterrupt("SIGTERM")
+
+    job_runs(WAITS)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(on_sleep=terminate, answer=True)
+
+    (job,) = jobs_of(sagemaker, project)
+    assert job["TrainingJobStatus"] == "InProgress"
+    assert project.questions == []
+    sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
+
+
 def test_ctrl_c_during_the_upload_starts_nothing(
     project: Project, sagemaker: Any, job_runs: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
