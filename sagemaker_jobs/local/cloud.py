@@ -142,7 +142,8 @@ class Cloud:
         try:
             # In parts where it is large, and never whole in memory.
             self.s3.upload_file(str(path), bucket, key)
-        except (BotoCoreError, ClientError, boto3.exceptions.Boto3Error) as error:
+        # OSError: a file of a job that still runs may go, or be replaced, before it is read.
+        except (BotoCoreError, ClientError, boto3.exceptions.Boto3Error, OSError) as error:
             raise DataError(f"{uri} cannot be written: {error}.") from error
 
     def upload_folder(self, folder: Path, uri: str, *, skip: Callable[[Path], bool] | None = None) -> None:
