@@ -131,30 +131,38 @@ class JobTraining:
                 shutil.copytree(recorded, self.environment.output_dir / PROFILER_DIR, dirs_exist_ok=True)
 
     @property
-    def _state_path(self) -> Path:
-        return self.environment.checkpoint_dir / f"{self.environment.job_name}.pt"
+    def _state_paths(self) -> tuple[Path, Path]:
+        """Written in turn: SageMaker copies them to S3 at any moment, so that of one it may have a half."""
+        first, second = (self.environment.checkpoint_dir / f"{self.environment.job_name}-{each}.pt" for each in "ab")
+        return first, second
 
     def _restored(self, config: ExperimentConfig) -> FitState | None:
         """The state of a spot job's earlier life, or an empty one to be kept; None where there is none to keep."""
         if not config.sagemaker.spot:
             return None
-        if not self._state_path.is_file():
+        kept = [each for each in map(_load_state, self._state_paths) if each is not None]
+        if not kept:
             return FitState()
-        try:
-            kept: dict[str, Any] = torch.load(self._state_path, map_location="cpu", weights_only=True)
-        # What torch.load raises for a file that was cut short while it went to S3.
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            logger.warning("The checkpoint of the interrupted job cannot be read; training begins anew: %s", error)
-            return FitState()
-        self._results = [EpochResult(**each) for each in kept["results"]]
+        latest = max(kept, key=lambda each: len(each["results"]))
+        self._results = [EpochResult(**each) for each in latest["results"]]
         logger.info("going on after epoch %d of the interrupted job", len(self._results) - 1)
-        return FitState(kept["state"])
+        return FitState(latest["state"])
 
     def _keep(self, config: ExperimentConfig, state: FitState | None) -> None:
         if state is None or not self.team.is_first:
             return
-        self._state_path.parent.mkdir(parents=True, exist_ok=True)
-        # Hidden until it is whole, though SageMaker may take the unfinished one along.
-        unfinished = self._state_path.with_name(f".{self._state_path.name}")
-        torch.save({"state": state.values, "results": [vars(each) for each in self._results]}, unfinished)
-        unfinished.replace(self._state_path)
+        path = self._state_paths[len(self._results) % 2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state": state.values, "results": [vars(each) for each in self._results]}, path)
+
+
+def _load_state(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return kept
+    # What torch.load raises for a file that was cut short.
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        logger.warning("A checkpoint of the interrupted job cannot be read: %s", error)
+        return None

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_jobs import job_request, make_bucket, read_log, wait_ended
+import requests
+from local_jobs import fetch_tar, job_request, make_bucket, read_log, wait_ended, wait_for_log
+from mlflow_server import MlflowServer
 
 from dogbreed_ml.backend import device_of
 from dogbreed_ml.cloudconfig import SagemakerConfig
@@ -25,12 +27,14 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.debugging.epochs import EpochJudge
+from dogbreed_ml.pipeline.stages import run_epochs
 from dogbreed_ml.pipeline.tune import TrialObjective
 from dogbreed_ml.runs import data_inputs
 from dogbreed_ml.search import SearchStudy
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
 from sagemaker_jobs.client import Aws
+from sagemaker_jobs.environment import record_variables
 from sagemaker_jobs.importing import IMPORTED_TAG, import_job
 from sagemaker_jobs.jobinputs import prepare_inputs
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
@@ -56,6 +60,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSageMaker]
     with LocalSageMaker(folder, settings=settings) as server:
         make_bucket(server)
         yield server
+
+
+@pytest.fixture(scope="module")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    mlflow_server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    mlflow_server.start()
+    yield mlflow_server.url
+    mlflow_server.stop()
 
 
 @dataclass
@@ -170,3 +182,127 @@ def test_a_jobs_run_equals_a_trials_of_the_search_here(caller: Caller) -> None:
     assert times == sorted(times)
     assert start_ms <= times[0] <= times[-1] <= end_ms
     assert "hush-hush" not in json.dumps([run.data.params, run.data.tags])
+
+
+def _train_losses(tracker: Tracker, run_id: str) -> list[float]:
+    return [each.metrics["train/loss"] for each in tracker.epochs(run_id)]
+
+
+@pytest.mark.slow
+def test_job_writes_its_run_live_and_goes_on_after_a_spot_interruption(caller: Caller, mlflow_url: str) -> None:
+    config = replace(
+        CONFIG,
+        sagemaker=SagemakerConfig(spot=True),
+        # Long enough to be interrupted in the middle.
+        train=replace(CONFIG.train, num_epochs=400),
+    )
+    with Tracker.attach(mlflow_url, config=TrackingConfig(system_metrics=False)) as tracker:
+        with tracker.start_run(CONFIG.name, run_name="search") as parent:
+            checkpoints = {"S3Uri": f"s3://{BUCKET}/checkpoints/spot-1"}
+            caller.start(
+                "spot-1",
+                config,
+                features_dir=caller.features_dir(),
+                environment=record_variables(mlflow_url, parent.ref),
+                EnableManagedSpotTraining=True,
+                CheckpointConfig=checkpoints,
+                StoppingCondition={"MaxRuntimeInSeconds": 300, "MaxWaitTimeInSeconds": 600},
+            )
+            wait_for_log(caller.server, "spot-1", "epoch=5 ", timeout_s=120)
+            requests.post(f"{caller.server.url}/local/training-jobs/spot-1/interrupt", timeout=30).raise_for_status()
+            job = wait_ended(caller.server, "spot-1", timeout_s=200)
+            log = read_log(caller.server, "spot-1")
+            assert job["TrainingJobStatus"] == "Completed", log
+            assert "going on after epoch" in log
+            children = tracker.child_runs(parent.run_id)
+            assert [each.tags["sagemaker.record"] for each in children] == ["live"]
+            assert children[0].status == "FINISHED"
+            run_id = import_job(
+                tracker,
+                caller.description("spot-1"),
+                storage=caller.storage,
+                config=config,
+                parent=parent.ref,
+                number=0,
+            )
+        assert run_id == children[0].run_id
+        run = tracker.client.get_run(str(run_id))
+        history = tracker.client.get_metric_history(str(run_id), "train/loss")
+        losses = _train_losses(tracker, str(run_id))
+    assert (run.info.run_name, run.data.tags[IMPORTED_TAG]) == ("trial-0000", "live")
+    # Each epoch once, though two lives of the job logged the first ones.
+    assert sorted(each.step for each in history) == list(range(400))
+    assert "sagemaker/billable_s" in run.data.metrics
+    bench = Workbench(caller.splits, caller.project_dir, device_of())
+    feeds = bench.feeds(config)
+    alone = run_epochs(bench, config, bench.model(config), feeds.train, valid=feeds.valid)
+    assert losses == pytest.approx([each.metrics["train/loss"] for each in alone], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_hosts_learn_what_one_does(caller: Caller) -> None:
+    # 24 train images in batches of 8: every batch can be shared.
+    resources = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 10}
+    features_dir = caller.features_dir()
+    caller.start("hosts-1", features_dir=features_dir)
+    caller.start(
+        "hosts-2",
+        features_dir=features_dir,
+        ResourceConfig=resources,
+        hyperparameters={"sagemaker_torch_distributed_enabled": "true"},
+    )
+    losses, accuracies = [], []
+    with caller.tracker() as tracker:
+        for name in ("hosts-1", "hosts-2"):
+            job = wait_ended(caller.server, name, timeout_s=240)
+            assert job["TrainingJobStatus"] == "Completed", read_log(caller.server, name)
+            run_id = import_job(tracker, caller.description(name), storage=caller.storage, config=CONFIG)
+            losses.append(_train_losses(tracker, str(run_id)))
+            accuracies.append(tracker.client.get_run(str(run_id)).data.metrics["valid/accuracy_top1"])
+    # One epoch line an epoch: the second host prints none.
+    assert read_log(caller.server, "hosts-2").count("epoch=0 ") == 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert accuracies[1] == accuracies[0]
+
+
+@pytest.mark.slow
+def test_stopped_job_comes_home_as_a_pruned_trial_with_its_model(caller: Caller) -> None:
+    config = replace(CONFIG, train=replace(CONFIG.train, num_epochs=100_000))
+    caller.start("stopped-1", config, features_dir=caller.features_dir())
+    wait_for_log(caller.server, "stopped-1", "epoch=3 ", timeout_s=120)
+    caller.storage.aws.client("sagemaker").stop_training_job(TrainingJobName="stopped-1")
+    job = wait_ended(caller.server, "stopped-1", timeout_s=120)
+    assert job["TrainingJobStatus"] == "Stopped"
+    with caller.tracker() as tracker, tracker.start_run(CONFIG.name, run_name="search") as parent:
+        run_id = import_job(
+            tracker, caller.description("stopped-1"), storage=caller.storage, config=config, parent=parent.ref, number=1
+        )
+        run = tracker.client.get_run(str(run_id))
+        last = tracker.epochs(str(run_id))[-1]
+    assert (run.info.status, run.data.tags["trial.state"]) == ("KILLED", "PRUNED")
+    assert last.epoch >= 3
+    assert run.data.metrics["objective"] == last.metrics["valid/accuracy_top1"]
+    assert "checkpoint.pt" in fetch_tar(caller.server, job["ModelArtifacts"]["S3ModelArtifacts"])
+
+
+@pytest.mark.slow
+def test_photographs_are_learned_in_a_job_that_trains_layer4(
+    caller: Caller, photographs_dir: Path, weights_path: Path
+) -> None:
+    config = replace(
+        CONFIG,
+        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=8),
+        model=ModelConfig(weights=str(weights_path), resnet_version="1", trainable="layer4"),
+        train=TrainConfig(num_epochs=2, batch_size=16, lr=1e-3, augmentation="flip", num_workers=1),
+    )
+    splits = load_splits(config.data, project_dir=caller.project_dir)
+    caller.start("photographs-1", config, kind="train", splits=splits)
+    job = wait_ended(caller.server, "photographs-1", timeout_s=280)
+    assert job["TrainingJobStatus"] == "Completed", read_log(caller.server, "photographs-1")
+    with caller.tracker() as tracker:
+        run_id = str(import_job(tracker, caller.description("photographs-1"), storage=caller.storage, config=config))
+        run = tracker.client.get_run(run_id)
+        losses = _train_losses(tracker, run_id)
+    assert run.data.tags["model.weights"] == weights_path.name
+    assert losses[1] < losses[0]
+    assert run.data.metrics["test/accuracy_top1"] > 2 / len(splits.classes)

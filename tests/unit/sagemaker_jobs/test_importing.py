@@ -222,7 +222,8 @@ def test_answer_of_a_creation_that_is_lost_makes_no_second_run(
     tmp_path: Path, tracker: Tracker, parent: RunRef, storage: FolderStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _leave_bundle(storage, tmp_path, "a-1")
-    create, lost = tracker.client.create_run, []
+    create = tracker.client.create_run
+    lost: list[MlflowRun] = []
 
     def create_and_lose(*args: Any, **keywords: Any) -> Any:
         made = create(*args, **keywords)
