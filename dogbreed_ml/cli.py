@@ -168,12 +168,14 @@ def _deploy(options: DeployOptions, config: ExperimentConfig, context: "Context"
 def _delete(options: DeleteOptions, config: ExperimentConfig, context: "Context") -> Answer:
     from dogbreed_ml.pipeline import endpoints
 
-    if options.target == "local" or (
-        options.target is None and endpoints.has_endpoint(options.endpoint, context=context)
-    ):
+    is_here = options.target == "local" or endpoints.has_endpoint(options.endpoint, context=context)
+    if is_here and options.target != "sagemaker":
         return endpoints.delete(options, context=context)
     from sagemaker_jobs import removal
 
+    if options.target is None and not removal.is_configured(config):
+        # It says which endpoints there are.
+        return endpoints.delete(options, context=context)
     return removal.delete(options.endpoint, config, context=context, confirm=_confirm(), yes=options.yes)
 
 

@@ -60,6 +60,15 @@ class Removal:
         return f"deleted  {'; '.join(text for is_there, text in parts if is_there)}"
 
 
+def is_configured(config: ExperimentConfig) -> bool:
+    """Whether AWS may be asked: a region and credentials."""
+    try:
+        Aws.open(config.sagemaker).close()
+    except ConfigError:
+        return False
+    return True
+
+
 def delete(
     name: str, config: ExperimentConfig, *, context: Context, confirm: Confirm | None, yes: bool = False
 ) -> Removal:

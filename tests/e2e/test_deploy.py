@@ -52,7 +52,9 @@ def dogbreed(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    return dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    # No AWS is configured: what is listed and deleted is what runs here.
+    unset = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    return {name: value for name, value in os.environ.items() if name not in unset} | {"PYTHONPATH": str(ROOT)}
 
 
 def answered(*argv: str, cwd: Path) -> Any:
@@ -156,6 +158,12 @@ def test_deleted_endpoint_is_gone_with_its_files(deployed: dict[str, Any], proje
     assert not list((project_dir / ".dogbreed" / "endpoints").iterdir())
     assert answered("endpoints", cwd=project_dir) == []
     assert version_tags(project_dir)["serving.until"]
+    events = answered("history", "--name", "dogs", cwd=project_dir)["deployments"]
+    assert [(each["action"], each["target"], each["endpoint"]) for each in events] == [
+        ("deploy", "local", deployed["name"]), ("delete", "local", deployed["name"]),
+    ]  # fmt: skip
+    assert events[0]["why"] == "a look around"
+    assert dogbreed("delete", "rex", "--target", "sagemaker", cwd=project_dir).returncode == 2
 
 
 @pytest.mark.parametrize(
