@@ -82,11 +82,14 @@ class SearchFollower:
         }
         if not ended:
             return
-        run_ids = {number: self._import(number, summary, tuning_job) for number, summary in ended.items()}
+        imported = {number: self._import(number, summary, tuning_job) for number, summary in ended.items()}
         children = {child.run_id: child for child in self.tracker.child_runs(self.parent.run_id)}
-        for number, run_id in run_ids.items():
+        for number, run_id in imported.items():
+            # Listed as ended, described as running: SageMaker's two answers are not of one moment.
+            if run_id is None:
+                continue
             self._seen.add(number)
-            record = self._record(number, ended[number], children.get(run_id or ""))
+            record = self._record(number, ended[number], children[run_id])
             # A job that was cut off was not tried to its end; it counts for nothing, as in Optuna's search.
             if record is not None:
                 self.records[number] = record
@@ -111,22 +114,21 @@ class SearchFollower:
             stopped_as="INTERRUPTED" if is_cut_off else "PRUNED",
         )
 
-    def _record(self, number: int, summary: Mapping[str, Any], child: ChildRun | None) -> TrialRecord | None:
-        tags, metrics = (child.tags, child.metrics) if child is not None else ({}, {})
+    def _record(self, number: int, summary: Mapping[str, Any], child: ChildRun) -> TrialRecord | None:
+        tags = child.tags
         if tags.get(STATE_TAG) == INTERRUPTED:
             return None
         state = _STATES.get(tags.get(STATE_TAG, ""), "FAILED")
-        epochs = self.tracker.epochs(child.run_id) if child is not None else []
         start, end = summary.get("TrainingStartTime"), summary.get("TrainingEndTime")
         best_epoch = tags.get(EPOCH_TAG)
         return TrialRecord(
             number=number,
-            run_id=None if child is None else child.run_id,
+            run_id=child.run_id,
             state=state,
-            value=None if state == "FAILED" else metrics.get(OBJECTIVE_METRIC),
+            value=None if state == "FAILED" else child.metrics.get(OBJECTIVE_METRIC),
             values=tuned_values(self.config, summary),
             best_epoch=int(best_epoch) if best_epoch is not None and best_epoch.isdecimal() else None,
-            num_epochs=len(epochs),
+            num_epochs=len(self.tracker.epochs(child.run_id)),
             seconds=(end - start).total_seconds() if start and end else 0.0,
             cause=tags.get(CAUSE_TAG, summary.get("FailureReason")) if state == "FAILED" else None,
         )

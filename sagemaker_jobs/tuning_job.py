@@ -43,7 +43,7 @@ from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.training_job import execution_role, price_of
 from sagemaker_jobs.training_request import training_job_request
 from sagemaker_jobs.tuning_request import tuning_job_request
-from sagemaker_jobs.tuningstatus import describe_tuning_job, send_tuning_job, settle_tuning_job
+from sagemaker_jobs.tuningstatus import check_space, describe_tuning_job, send_tuning_job, settle_tuning_job
 from sagemaker_jobs.warmstart import Source
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ class _Search:
             description = describe_tuning_job(self.aws, attach)
             if description is None:
                 raise ConfigError(f"--attach must name a tuning job of {self.aws.region}; there is no {attach!r}.")
+            check_space(self.config, description)
             return attach, description
         record = self.records.load()
         if record is None:

@@ -117,6 +117,17 @@ def settle_tuning_job(aws: Aws, name: str, records: JobRecords, *, question: Que
     return False
 
 
+def check_space(config: ExperimentConfig, tuning_job: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the tuning job searches other hyperparameters than this config."""
+    ranges = tuning_job["HyperParameterTuningJobConfig"]["ParameterRanges"].values()
+    searched = {each["Name"] for kind in ranges for each in kind}
+    if differing := sorted(searched ^ set(config.search.space)):
+        raise ConfigError(
+            f"The config must be that of the tuning job {tuning_job['HyperParameterTuningJobName']}; only one of the "
+            f"two searches {', '.join(differing)}."
+        )
+
+
 def tuned_values(config: ExperimentConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What SageMaker drew for a training job, by dotted config name; ConfigError where it searched other ones."""
     given = summary.get("TunedHyperParameters", {})

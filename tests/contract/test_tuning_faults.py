@@ -7,7 +7,7 @@ says of it.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from local_jobs import BUCKET, job_request, make_bucket, put_source
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import ExperimentConfig, FloatDimension, SearchConfig, TrackingConfig
-from dogbreed_ml.errors import CloudError
+from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.tracking import ChildRun, Run, Tracker
 from sagemaker_jobs.client import Aws, Clock
@@ -26,7 +26,13 @@ from sagemaker_jobs.local.service import LocalSageMaker, Settings
 from sagemaker_jobs.searchfollower import SearchFollower, TuningJobGoneError
 from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.tuning_request import tuning_job_request
-from sagemaker_jobs.tuningstatus import describe_tuning_job, list_training_jobs, send_tuning_job, settle_tuning_job
+from sagemaker_jobs.tuningstatus import (
+    check_space,
+    describe_tuning_job,
+    list_training_jobs,
+    send_tuning_job,
+    settle_tuning_job,
+)
 
 CONFIG = ExperimentConfig(
     name="faults",
@@ -248,3 +254,15 @@ def test_interrupt_before_the_request_arrived_leaves_nothing(bench: Bench, caplo
     assert not settled
     assert bench.records.load() is None
     assert "No tuning job was started." in caplog.text
+
+
+def test_attaching_with_another_search_is_refused_before_anything_is_recorded(bench: Bench) -> None:
+    bench.send(OPTIMIST)
+    other = replace(CONFIG, search=replace(CONFIG.search, space={"train.weight_decay": FloatDimension(low=0, high=1)}))
+    with bench.aws() as aws:
+        job = describe_tuning_job(aws, bench.name)
+    assert job is not None
+    check_space(CONFIG, job)
+    with pytest.raises(ConfigError, match="only one of the two searches train.lr, train.weight_decay"):
+        check_space(other, job)
+    bench.wait_ended()
