@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from local_jobs import make_client
+from mlflow_server import MlflowServer
 
 from dogbreed_ml.config import ExperimentConfig, TrackingConfig, with_values
 from dogbreed_ml.context import Context
@@ -543,6 +544,29 @@ def test_training_on_photographs_in_s3_gives_what_one_on_the_same_files_here_giv
     assert data_of(one) == data_of(other)
     assert own_keys(one.data.metrics) == own_keys(other.data.metrics)
     assert one.data.params.keys() == other.data.params.keys()
+
+
+@pytest.mark.slow
+def test_training_with_a_tracking_server_is_one_live_run(
+    project: Project, sagemaker: Any, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> None:
+    """The job writes to the server itself; what comes home is its model, and what SageMaker says of it."""
+    mlflow_server = MlflowServer(tmp_path_factory.mktemp("mlflow"), empty_store=empty_store)
+    mlflow_server.start()
+    try:
+        summary = project.train(environment={"MLFLOW_TRACKING_URI": mlflow_server.url})
+        with Tracker.attach(mlflow_server.url, config=TrackingConfig()) as tracker:
+            (run,) = tracker.search_runs(project.config.name, "")
+    finally:
+        mlflow_server.stop()
+
+    assert (run.info.run_id, run.info.status) == (summary.run_id, "FINISHED")
+    assert run.data.tags["sagemaker.record"] == "live"
+    assert run.data.metrics["sagemaker/training_s"] > 0
+    assert summary.url is not None
+    assert summary.run_id in summary.url
+    (job,) = jobs_of(sagemaker, project)
+    assert job["Environment"] == {"DOGBREED_TRACKING_URI": mlflow_server.url}
 
 
 def data_of(run: Any) -> set[str]:
