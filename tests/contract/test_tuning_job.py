@@ -26,6 +26,7 @@ from dogbreed_ml.config import (
     with_values,
 )
 from dogbreed_ml.context import Context
+from dogbreed_ml.data.breeds import clean_breed_name
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.pipeline import tune as optuna_search
 from dogbreed_ml.progress import Advance, Progress
@@ -236,9 +237,11 @@ def test_ten_jobs_make_one_pass_and_find_what_optuna_finds(
     caller: Caller, photographs_dir: Path, weights_path: Path
 ) -> None:
     """On photographs; the same budget for both."""
+    dogs_dir = photographs_dir / "dogs"
+    breeds = [clean_breed_name(path.name) for path in sorted(dogs_dir.iterdir())[:6]]
     config = replace(
         CONFIG,
-        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), max_per_class=20, image_size=96),
+        data=DataConfig(source="folder", path=str(dogs_dir), classes=breeds, max_per_class=30, image_size=96),
         model=ModelConfig(weights=str(weights_path), resnet_version="1"),
         train=TrainConfig(num_epochs=4, batch_size=16),
         search=replace(CONFIG.search, num_trials=10),
