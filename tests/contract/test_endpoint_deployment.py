@@ -327,7 +327,9 @@ def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) ->
     assert (last.why or "").startswith("its lease ended 20")
 
 
+@pytest.mark.slow
 def test_archive_stays_while_another_endpoint_is_made_from_it(project: Project, served: Account) -> None:
+    """Small sibling: test_version_is_deployed_updated_under_load_rolled_back_and_deleted."""
     project.deploy(1)
     project.deploy(1, endpoint="cats")
     assert len(served.object_keys()) == 1
@@ -353,7 +355,11 @@ def test_rollback_of_an_endpoint_that_is_not_there_says_so(project: Project) -> 
         rollback.rollback("dogs", CONFIG, context=project.context)
 
 
-@pytest.mark.parametrize("kind", ["serverless", "async"])
+@pytest.mark.parametrize(
+    "kind",
+    # Small sibling: the other kind.
+    [pytest.param("serverless", marks=pytest.mark.slow), "async"],
+)
 def test_other_kinds_are_proven_too(kind: Any, project: Project, served: Account) -> None:
     config = replace(CONFIG, hosting=replace(CONFIG.hosting, kind=kind))
     deployed = project.deploy(1, config=config)
@@ -366,8 +372,12 @@ def test_other_kinds_are_proven_too(kind: Any, project: Project, served: Account
     assert served.object_keys() == []
 
 
+@pytest.mark.slow
 def test_more_instances_of_one_version_are_an_update_that_may_be_taken_back(project: Project, served: Account) -> None:
-    """The smoke test's endpoint config of one instance is the one in service, which must stay."""
+    """The smoke test's endpoint config of one instance is the one in service, which must stay.
+
+    Small sibling: test_version_is_deployed_updated_under_load_rolled_back_and_deleted.
+    """
     one = project.deploy(1)
     two = project.deploy(1, config=replace(CONFIG, hosting=replace(CONFIG.hosting, instance_count=2)))
     assert two.replaced_config == one.endpoint_config
@@ -375,9 +385,11 @@ def test_more_instances_of_one_version_are_an_update_that_may_be_taken_back(proj
     assert rollback.rollback("dogs", CONFIG, context=project.context).endpoint_config == one.endpoint_config
 
 
+@pytest.mark.slow
 def test_endpoint_is_deleted_though_the_store_is_away(
     project: Project, served: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Small sibling: test_version_is_deployed_updated_under_load_rolled_back_and_deleted."""
     project.deploy(1)
     away = replace(project.context, environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     config = replace(CONFIG, tracking=replace(CONFIG.tracking, retry_s=1))
@@ -408,7 +420,9 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
     assert events(project) == []
 
 
+@pytest.mark.slow
 def test_mode_says_what_must_be_there_and_what_is_replaced_may_go(project: Project, served: Account) -> None:
+    """Small sibling: tests/unit/sagemaker_jobs/test_deploy.py."""
     with pytest.raises(ConfigError, match="--mode replace does not go with the endpoint dogs: there is none"):
         project.deploy(1, mode="replace")
     project.deploy(1, mode="create")
@@ -429,3 +443,40 @@ def test_deployment_that_nobody_waits_for_is_proven_by_the_next_command(project:
     assert (proven.action, proven.is_settled) == ("deploy", True)
     assert (proven.smoke or "").startswith("passed")
     assert served.tags()["dogbreed:smoke"] == "passed"
+
+
+def test_throttling_and_errors_of_s3_are_sat_out(project: Project, served: Account) -> None:
+    faults = served.server.faults
+    for operation in ("CreateModel", "CreateEndpoint", "DescribeEndpoint", "AddTags"):
+        faults.throttle(operation, times=1)
+    faults.fail_s3(times=1)
+    try:
+        assert project.deploy(1).action == "deploy"
+    finally:
+        faults.clear()
+    assert served.names()["endpoints"] == ["dogs"]
+    assert told(project) == [("deploy", 1, "done")]
+
+
+def test_token_that_expires_leaves_nothing_that_nobody_knows_of(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait = endpoint.wait_settled
+
+    def expire(aws: Aws, name: str, **options: Any) -> Any:
+        served.server.faults.expire_token()
+        return wait(aws, name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoint, "wait_settled", expire)
+        try:
+            with pytest.raises(CloudError, match="log in again .*the same command goes on"):
+                project.deploy(1)
+        finally:
+            served.server.faults.clear()
+    (event,) = events(project)
+    assert (event.outcome, event.left) == ("failed", "dogs")
+    assert "dogs may be live, and cost money" in caplog.text
+    assert project.deploy(1).action == "deploy"
+    assert served.names()["endpoints"] == ["dogs"]
+    assert told(project)[-1] == ("deploy", 1, "done")
