@@ -194,7 +194,7 @@ def test_job_writes_its_run_live_and_goes_on_after_a_spot_interruption(caller: C
         CONFIG,
         sagemaker=SagemakerConfig(spot=True),
         # Long enough to be interrupted in the middle.
-        train=replace(CONFIG.train, num_epochs=400),
+        train=replace(CONFIG.train, num_epochs=200),
     )
     with Tracker.attach(mlflow_url, config=TrackingConfig(system_metrics=False)) as tracker:
         with tracker.start_run(CONFIG.name, run_name="search") as parent:
@@ -231,7 +231,7 @@ def test_job_writes_its_run_live_and_goes_on_after_a_spot_interruption(caller: C
         losses = _train_losses(tracker, str(run_id))
     assert (run.info.run_name, run.data.tags[IMPORTED_TAG]) == ("trial-0000", "live")
     # Each epoch once, though two lives of the job logged the first ones.
-    assert sorted(each.step for each in history) == list(range(400))
+    assert sorted(each.step for each in history) == list(range(200))
     assert "sagemaker/billable_s" in run.data.metrics
     bench = Workbench(caller.splits, caller.project_dir, device_of())
     feeds = bench.feeds(config)
