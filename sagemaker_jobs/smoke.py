@@ -127,6 +127,7 @@ def _problem(answer: bytes, expected: Mapping[str, Any]) -> str | None:
     # Two breeds that are as good as equal may change places.
     if wanted.get(breed, -1.0) < best - TOLERANCE:
         return f"the answer is {breed}, where {expected['top5'][0]['breed']} was expected"
-    if abs(wanted[breed] - probability) > TOLERANCE:
+    # Not `> TOLERANCE`: NaN is that of nothing.
+    if not abs(wanted[breed] - probability) <= TOLERANCE:
         return f"{breed} has the probability {probability:.4f}, where {wanted[breed]:.4f} was expected"
     return None
