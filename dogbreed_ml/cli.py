@@ -131,11 +131,11 @@ def _run_verb(command: Command, context: "Context") -> Answer:
         case DeployOptions():
             return _deploy(options, command.config, context)
         case RollbackOptions():
-            from sagemaker_jobs import rollback
+            from sagemaker_jobs.endpoints import rollback
 
             return rollback.rollback(str(options.endpoint), command.config, context=context, reason=options.reason)
         case EndpointsOptions():
-            from sagemaker_jobs import endpointlist
+            from sagemaker_jobs.endpoints import endpointlist
 
             return endpointlist.list_all(command.config, options, context=context)
         case DeleteOptions():
@@ -153,11 +153,11 @@ def _run_verb(command: Command, context: "Context") -> Answer:
 
 def _deploy(options: DeployOptions, config: ExperimentConfig, context: "Context") -> Answer:
     if options.print_policy:
-        from sagemaker_jobs import policies
+        from sagemaker_jobs.endpoints import policies
 
         return policies.policies(config, endpoint=options.endpoint)
     if options.target == "sagemaker":
-        from sagemaker_jobs import deployment
+        from sagemaker_jobs.endpoints import deployment
 
         return deployment.deploy(config, options, context=context)
     from dogbreed_ml.pipeline import deploy
@@ -171,7 +171,7 @@ def _delete(options: DeleteOptions, config: ExperimentConfig, context: "Context"
     is_here = options.target == "local" or endpoints.has_endpoint(options.endpoint, context=context)
     if is_here and options.target != "sagemaker":
         return endpoints.delete(options, context=context)
-    from sagemaker_jobs import removal
+    from sagemaker_jobs.endpoints import removal
 
     if options.target is None and not removal.is_configured(config):
         # It says which endpoints there are.
@@ -196,7 +196,7 @@ def _train(options: TrainOptions, config: ExperimentConfig, context: "Context") 
         from dogbreed_ml.pipeline import train
 
         return train.train(config, context=context)
-    from sagemaker_jobs import training_job
+    from sagemaker_jobs.training import training_job
 
     if options.dry_run:
         return training_job.plan(config, context=context)
@@ -213,12 +213,12 @@ def _tune(options: TuneOptions, config: ExperimentConfig, context: "Context") ->
 
         if not options.sources:
             return tune.tune(config, context=context)
-        from sagemaker_jobs import warmstart
+        from sagemaker_jobs.tuning import warmstart
 
         source = warmstart.Source.of(options.sources)
         findings = warmstart.fetch_findings(config, source.job_names)
         return tune.tune(config, context=context, earlier_run_ids=source.run_ids, findings=findings)
-    from sagemaker_jobs import tuning_job
+    from sagemaker_jobs.tuning import tuning_job
 
     if options.dry_run:
         return tuning_job.plan(config, context=context, warm_start=options.sources)

@@ -27,13 +27,13 @@ from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.train import EpochResult
 from dogbreed_ml.trialrun import OBJECTIVE_METRIC, record_trial
 from dogbreed_ml.workbench import Workbench, uses_features
-from sagemaker_jobs import splitsfile
-from sagemaker_jobs.environment import JobEnvironment
-from sagemaker_jobs.hyperparameters import parse_hyperparameters
-from sagemaker_jobs.jobrecord import JobRecord
-from sagemaker_jobs.jobtraining import FEATURES_KEY_TAG, JobTraining
-from sagemaker_jobs.source import JobExperiment, load_experiment, store_file
-from sagemaker_jobs.team import joined_team
+from sagemaker_jobs.job import splitsfile
+from sagemaker_jobs.job.environment import JobEnvironment
+from sagemaker_jobs.job.hyperparameters import parse_hyperparameters
+from sagemaker_jobs.job.jobrecord import JobRecord
+from sagemaker_jobs.job.jobtraining import FEATURES_KEY_TAG, JobTraining
+from sagemaker_jobs.job.source import JobExperiment, load_experiment, store_file
+from sagemaker_jobs.job.team import joined_team
 
 logger = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from dogbreed_ml.pyfunc import log_model
 from dogbreed_ml.registry import load_version, register_challenger, set_version_tags
 from dogbreed_ml.serve import Predictor
 from dogbreed_ml.tracking import Tracker
-from sagemaker_jobs import deployment
-from sagemaker_jobs.endpoint_request import scaling_resource
+from sagemaker_jobs.endpoints import deployment
+from sagemaker_jobs.endpoints.endpoint_request import scaling_resource
+from sagemaker_jobs.endpoints.rollout import Deployed
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
-from sagemaker_jobs.rollout import Deployed
 
 MODEL = "dogs-resnet50"
 BUCKET = "dogbreed-endpoints"

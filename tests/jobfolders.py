@@ -7,8 +7,8 @@ from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.data.splits import SPLIT_NAMES, Splits
-from sagemaker_jobs.source import Kind, build_source
-from sagemaker_jobs.splitsfile import image_name
+from sagemaker_jobs.job.source import Kind, build_source
+from sagemaker_jobs.job.splitsfile import image_name
 
 
 class JobFolders:

@@ -30,8 +30,8 @@ from dogbreed_ml.errors import CloudError, ConfigError, GateError
 from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
-from sagemaker_jobs import deployment, endpoint, endpointlist, removal, rollback
 from sagemaker_jobs.client import Aws
+from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback
 
 FAILING_PNG = """
 def transform_fn(model, body, content_type, accept):

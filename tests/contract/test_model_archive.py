@@ -23,8 +23,8 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.policies import DeployConfig
 from dogbreed_ml.serve import Predictor
 from dogbreed_ml.transforms import Preprocessing
+from sagemaker_jobs.endpoints.model_archive import Origin, build_model_archive, read_examples
 from sagemaker_jobs.local.archives import extract
-from sagemaker_jobs.model_archive import Origin, build_model_archive, read_examples
 
 PROGRAM = Path(__file__).with_name("archive_answers.py")
 ORIGIN = Origin(model_name="dogs-resnet50", version=3, run_id="a" * 32, commit="b" * 40)

@@ -10,11 +10,11 @@ from dogbreed_ml.cli import BAD_ARGUMENTS, DONE, main
 from dogbreed_ml.config import ExperimentConfig, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
-from sagemaker_jobs import training_job
-from sagemaker_jobs.dryrun import DryRun
-from sagemaker_jobs.estimate import Estimate, Speed
 from sagemaker_jobs.pricing import Price
 from sagemaker_jobs.shapes import request_errors, unknown_members
+from sagemaker_jobs.training import training_job
+from sagemaker_jobs.training.dryrun import DryRun
+from sagemaker_jobs.training.estimate import Estimate, Speed
 
 TINY = {
     "name": "dogs",

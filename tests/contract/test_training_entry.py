@@ -34,12 +34,12 @@ from dogbreed_ml.search import SearchStudy
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
 from sagemaker_jobs.client import Aws
-from sagemaker_jobs.environment import record_variables
-from sagemaker_jobs.importing import IMPORTED_TAG, import_job
-from sagemaker_jobs.jobinputs import prepare_inputs
+from sagemaker_jobs.job.environment import record_variables
+from sagemaker_jobs.job.source import Kind
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
-from sagemaker_jobs.source import Kind
 from sagemaker_jobs.storage import Storage
+from sagemaker_jobs.training.importing import IMPORTED_TAG, import_job
+from sagemaker_jobs.training.jobinputs import prepare_inputs
 
 BUCKET = "dogs-bucket"
 CONFIG = ExperimentConfig(

@@ -24,13 +24,13 @@ from dogbreed_ml.pipeline.train import train
 from dogbreed_ml.progress import NO_PROGRESS, Advance, Progress
 from dogbreed_ml.summaries import TrainSummary
 from dogbreed_ml.tracking import Tracker
-from sagemaker_jobs import jobinputs, training_job
 from sagemaker_jobs.client import PATIENCE_S, Aws, Clock
-from sagemaker_jobs.jobcontrol import JobGoneError, describe_job
-from sagemaker_jobs.joboutputs import log_rule_output
-from sagemaker_jobs.jobrecords import RECORDS_DIR
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
 from sagemaker_jobs.storage import Storage
+from sagemaker_jobs.training import jobinputs, training_job
+from sagemaker_jobs.training.jobcontrol import JobGoneError, describe_job
+from sagemaker_jobs.training.joboutputs import log_rule_output
+from sagemaker_jobs.training.launch import LAUNCHES_DIR
 
 WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
 PRINTS = "import sys, time\nfor n in range(3):\n    print('line', n, flush=True)\n    time.sleep(0.3)\nsys.exit(1)\n"
@@ -125,7 +125,7 @@ class Project:
             return tracker.search_runs(self.config.name, "")
 
     def records(self) -> list[Path]:
-        return list((self.dir / RECORDS_DIR).glob("*.json"))
+        return list((self.dir / LAUNCHES_DIR).glob("*.json"))
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.tracking import ChildRun, Run, Tracker
 from sagemaker_jobs.client import Aws, Clock
-from sagemaker_jobs.jobcontrol import ENDED
-from sagemaker_jobs.jobrecords import JobRecord, JobRecords
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
-from sagemaker_jobs.searchfollower import SearchFollower, TuningJobGoneError
 from sagemaker_jobs.storage import Storage
-from sagemaker_jobs.tuning_request import tuning_job_request
-from sagemaker_jobs.tuningstatus import (
+from sagemaker_jobs.training.jobcontrol import ENDED
+from sagemaker_jobs.training.launch import Launch, LaunchFile
+from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
+from sagemaker_jobs.tuning.tuning_request import tuning_job_request
+from sagemaker_jobs.tuning.tuningstatus import (
     check_space,
     describe_tuning_job,
     list_training_jobs,
@@ -77,8 +77,8 @@ class Bench:
     name: str
 
     @property
-    def records(self) -> JobRecords:
-        return JobRecords(self.project_dir / f"{self.name}.json")
+    def launch_file(self) -> LaunchFile:
+        return LaunchFile(self.project_dir / f"{self.name}.json")
 
     @contextmanager
     def aws(self, clock: Clock | None = None) -> Iterator[Aws]:
@@ -91,7 +91,7 @@ class Bench:
 
     def send(self, script: str) -> None:
         with self.aws() as aws:
-            send_tuning_job(aws, self.request(script), self.records)
+            send_tuning_job(aws, self.request(script), self.launch_file)
 
     @contextmanager
     def parent(self) -> Iterator[tuple[Tracker, Run]]:
@@ -180,7 +180,7 @@ def test_lost_answer_and_throttling_start_one_tuning_job(bench: Bench, caplog: p
     bench.server.faults.lose_answer("CreateHyperParameterTuningJob")
     bench.server.faults.lose_answer("ListTrainingJobsForHyperParameterTuningJob")
     bench.send(OPTIMIST)
-    assert bench.records.load() == JobRecord(bench.name, "us-west-2", is_created=True)
+    assert bench.launch_file.load() == Launch(bench.name, "us-west-2", is_created=True)
     assert f"the answer was lost, the tuning job {bench.name} is there" in caplog.text
     bench.wait_ended()
     bench.server.faults.fail_s3(times=2, code="InternalError")
@@ -212,8 +212,8 @@ def test_refused_request_leaves_no_record(bench: Bench) -> None:
     request["TrainingJobDefinition"]["OutputDataConfig"]["S3OutputPath"] = "s3://nobodys-bucket/output"
     request["HyperParameterTuningJobConfig"]["Strategy"] = "Grid"
     with bench.aws() as aws, pytest.raises(CloudError, match="categorical"):
-        send_tuning_job(aws, request, bench.records)
-    assert bench.records.load() is None
+        send_tuning_job(aws, request, bench.launch_file)
+    assert bench.launch_file.load() is None
     assert bench.status() is None
 
 
@@ -234,25 +234,26 @@ def test_stopped_after_a_question_comes_home_as_interrupted(bench: Bench, caplog
     bench.wait(lambda job: job["TrainingJobStatusCounters"]["InProgress"] > 0)
     with bench.aws() as aws:
         settle = {"command": "dogbreed tune"}
-        assert not settle_tuning_job(aws, bench.name, bench.records, question=None, **settle)
+        assert not settle_tuning_job(aws, bench.name, bench.launch_file, question=None, **settle)
         assert bench.status() == "InProgress"
         assert "goes on and is paid for" in caplog.text
         assert "stop-hyper-parameter-tuning-job" in caplog.text
-        assert settle_tuning_job(aws, bench.name, bench.records, question=lambda _: True, **settle)
+        assert settle_tuning_job(aws, bench.name, bench.launch_file, question=lambda _: True, **settle)
     assert bench.status() == "Stopped"
     records, children = bench.follow()
     assert records == {}
     assert {child.tags["trial.state"] for child in children} == {"INTERRUPTED"}
     assert {child.status for child in children} == {"KILLED"}
-    assert bench.records.load() is not None
+    assert bench.launch_file.load() is not None
 
 
 def test_interrupt_before_the_request_arrived_leaves_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.records.save(JobRecord(bench.name, "us-west-2"))
+    bench.launch_file.save(Launch(bench.name, "us-west-2"))
     with bench.aws() as aws:
-        settled = settle_tuning_job(aws, bench.name, bench.records, question=lambda _: True, command="dogbreed tune")
+        command = "dogbreed tune"
+        settled = settle_tuning_job(aws, bench.name, bench.launch_file, question=lambda _: True, command=command)
     assert not settled
-    assert bench.records.load() is None
+    assert bench.launch_file.load() is None
     assert "No tuning job was started." in caplog.text
 
 

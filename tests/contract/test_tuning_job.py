@@ -32,9 +32,9 @@ from dogbreed_ml.pipeline import tune as optuna_search
 from dogbreed_ml.progress import Advance, Progress
 from dogbreed_ml.summaries import TuneSummary
 from dogbreed_ml.tracking import ChildRun, Tracker
-from sagemaker_jobs import tuning_job, warmstart
 from sagemaker_jobs.client import Clock
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
+from sagemaker_jobs.tuning import tuning_job, warmstart
 
 CONFIG = ExperimentConfig(
     name="dogs",

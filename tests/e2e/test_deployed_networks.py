@@ -8,7 +8,7 @@ from endpointmodels import wait_for
 from hostedversions import CONFIG, REX, account, make_project
 
 from dogbreed_ml.serve import Predictor
-from sagemaker_jobs import removal, rollback
+from sagemaker_jobs.endpoints import removal, rollback
 
 
 @pytest.mark.slow

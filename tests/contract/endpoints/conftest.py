@@ -1,4 +1,4 @@
-"""One local SageMaker for the tests of each module, without an endpoint at the start of each test."""
+"""One local SageMaker for the tests of each module, without an endpoint or an alarm at the start of each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,10 @@ def client(root_dir: Path) -> Iterator[Client]:
 
 
 @pytest.fixture(autouse=True)
-def _no_endpoint_left(client: Client) -> Iterator[None]:
+def _nothing_left(client: Client) -> Iterator[None]:
     yield
     for endpoint in client.sagemaker.list_endpoints()["Endpoints"]:
         client.delete(endpoint["EndpointName"])
+    # moto's, and so of all the servers of this process.
+    alarms = client.cloudwatch.describe_alarms()["MetricAlarms"]
+    client.cloudwatch.delete_alarms(AlarmNames=[alarm["AlarmName"] for alarm in alarms])

@@ -268,6 +268,7 @@ def test_scaling_policy_is_stored_and_not_acted_on(client: Client) -> None:
         TargetTrackingScalingPolicyConfiguration={"TargetValue": 1.0},
     )  # fmt: skip
     policies = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    scaling.deregister_scalable_target(**target)
     scaling.close()
     assert [policy["PolicyName"] for policy in policies] == ["busy"]
     assert len(client.pids("scaled")) == 1

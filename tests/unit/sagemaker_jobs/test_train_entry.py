@@ -30,7 +30,7 @@ from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.runcopy import StoredRun, read_bundle
 from dogbreed_ml.train import EpochResult
 from dogbreed_ml.workbench import Workbench
-from sagemaker_jobs import jobtraining
+from sagemaker_jobs.job import jobtraining
 from sagemaker_jobs.train_entry import main
 
 CONFIG = ExperimentConfig(

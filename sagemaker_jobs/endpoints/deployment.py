@@ -1,0 +1,175 @@
+"""`dogbreed deploy --target sagemaker`, from the registered version to what is sent, or shown by --dry-run."""
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.context import Context
+from dogbreed_ml.deployments import utc_now
+from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.options import DeployOptions
+from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
+from dogbreed_ml.provenance import user_name
+from sagemaker_jobs.client import Aws
+from sagemaker_jobs.endpoints.endpoint_request import EndpointPlan, Place, endpoint_name, endpoint_plan
+from sagemaker_jobs.endpoints.leases import Lease, parse_term, render_end
+from sagemaker_jobs.endpoints.model_archive import Origin, build_model_archive, read_examples
+from sagemaker_jobs.endpoints.removal import remove_replaced
+from sagemaker_jobs.endpoints.rollout import Deployed, Rollout
+from sagemaker_jobs.endpoints.store import opened_store
+from sagemaker_jobs.pricing import find_price
+from sagemaker_jobs.storage import Storage, file_digest
+
+if TYPE_CHECKING:
+    from dogbreed_ml.registry import ModelVersion
+    from dogbreed_ml.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+PLACEHOLDER_ROLE = "arn:aws:iam::000000000000:role/PLACEHOLDER"
+PLACEHOLDER_BUCKET, PLACEHOLDER_REGION = "PLACEHOLDER-BUCKET", "us-east-1"
+"""What a dry run shows where the config says nothing; none of it is ever sent."""
+LOCAL_ROLE = "arn:aws:iam::123456789012:role/local-sagemaker"
+"""The local SageMaker checks a role's form alone."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a deployment would send, and what it would cost."""
+
+    plan: EndpointPlan
+    price: str | None
+    """None where no source knows it."""
+    placeholders: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"requests": self.plan.to_dict(), "price": self.price, "placeholders": list(self.placeholders)}
+
+    def render(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context) -> Deployed | DryRun:
+    """Raises GateError for a version that nobody measured, ConfigError before anything is sent, CloudError after it."""
+    from dogbreed_ml.registry import resolve_version
+
+    term = None if options.expires is None else parse_term(options.expires)
+    with opened_store(config, context) as tracker, tempfile.TemporaryDirectory(prefix="dogbreed-") as folder:
+        version = resolve_version(tracker, config.registered_model_name, options.version)
+        require_verdict(version, options)
+        lease = _lease(tracker, version, options.endpoint)
+        if options.expires is not None:
+            lease = replace(lease, expires=render_end(term, now=datetime.now(UTC)))
+        archive_path = build_archive(tracker, version, Path(folder) / "model.tar.gz", config=config, lease=lease)
+        if options.dry_run:
+            return _dry_run(config, lease, archive_path, context=context)
+        with Aws.open(config.sagemaker) as aws:
+            role_arn = _role_arn(config, aws)
+            storage = Storage.open(aws, config.sagemaker)
+            place = Place(aws.region, role_arn, storage.uri(_key(archive_path)), storage.uri("endpoints"))
+            plan = endpoint_plan(config, lease=lease, place=place)
+            rollout = Rollout(
+                aws=aws,
+                storage=storage,
+                tracker=tracker,
+                version=version,
+                plan=plan,
+                hosting=config.hosting,
+                archive_path=archive_path,
+                examples=read_examples(archive_path),
+                why=options.reason if options.unmeasured else None,
+                waits=not options.no_wait,
+                mode=options.mode,
+            )
+            deployed = rollout.run()
+            if options.drop_replaced and deployed.replaced_config is not None and deployed.is_settled:
+                remove_replaced(aws, deployed.replaced_config)
+            return replace(deployed, price=_price(config, aws.region, context, aws=aws))
+
+
+def _lease(tracker: "Tracker", version: "ModelVersion", name: str | None) -> Lease:
+    run_tags = tracker.run_tags(version.run_id) if version.run_id else {}
+    return Lease(
+        endpoint=name or endpoint_name(version.name),
+        model=version.name,
+        version=str(version.version),
+        run_id=version.run_id or "",
+        commit=run_tags.get("mlflow.source.git.commit", ""),
+        deployed_by=user_name(),
+        deployed_at=utc_now(),
+    )
+
+
+def build_archive(
+    tracker: "Tracker", version: "ModelVersion", target: Path, *, config: ExperimentConfig, lease: Lease
+) -> Path:
+    """The version's model archive at `target`."""
+    from dogbreed_ml.pyfunc import fetch_checkpoint
+
+    measured = version.tags.get(MEASURED_BACKEND_TAG)
+    if measured is not None and measured.startswith("openvino"):
+        logger.info(
+            "The gate measured version %d with %s; SageMaker's image has torch alone.", version.version, measured
+        )
+    checkpoint_path = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
+    origin = Origin(
+        model_name=version.name, version=version.version, run_id=version.run_id, commit=lease.commit or None
+    )
+    build_model_archive(checkpoint_path, target, origin=origin, deploy=config.deploy)
+    return target
+
+
+def _key(archive_path: Path) -> str:
+    return f"models/{file_digest(archive_path)}/model.tar.gz"
+
+
+def _role_arn(config: ExperimentConfig, aws: Aws) -> str:
+    if config.sagemaker.role_arn is not None:
+        return config.sagemaker.role_arn
+    if aws.is_local:
+        return LOCAL_ROLE
+    raise ConfigError(
+        "sagemaker.role_arn must name the role that endpoints run as, got null; `dogbreed deploy --print-policy` shows "
+        "what it must be allowed."
+    )
+
+
+def _dry_run(config: ExperimentConfig, lease: Lease, archive_path: Path, *, context: Context) -> DryRun:
+    wanted = config.sagemaker
+    told = {
+        "sagemaker.role_arn": (wanted.role_arn, PLACEHOLDER_ROLE),
+        "sagemaker.bucket": (wanted.bucket, PLACEHOLDER_BUCKET),
+        "sagemaker.region": (wanted.region, PLACEHOLDER_REGION),
+    }
+    values = {name: value or placeholder for name, (value, placeholder) in told.items()}
+    base = f"s3://{values['sagemaker.bucket']}/{wanted.prefix}"
+    place = Place(
+        values["sagemaker.region"], values["sagemaker.role_arn"], f"{base}/{_key(archive_path)}", f"{base}/endpoints"
+    )
+    plan = endpoint_plan(config, lease=lease, place=place)
+    missing = tuple(name for name, (value, _) in told.items() if value is None)
+    return DryRun(plan, _price(config, place.region, context, aws=None), missing)
+
+
+def _price(config: ExperimentConfig, region: str, context: Context, *, aws: Aws | None) -> str | None:
+    """Of all instances together, for people; None for a serverless endpoint, which costs by request."""
+    hosting = config.hosting
+    if hosting.kind == "serverless":
+        return None
+    price = find_price(
+        config.sagemaker,
+        instance_type=hosting.instance_type,
+        component="Hosting",
+        region=region,
+        project_dir=context.project_dir,
+        aws=None if aws is None or aws.is_local else aws,
+        today=date.today(),
+    )
+    if price is None:
+        return None
+    return f"{hosting.instance_count} x {hosting.instance_type}, each {price.render()}"

@@ -1,0 +1,53 @@
+"""`dogbreed deploy --print-policy`: what whoever runs the commands, and the role, must be allowed; asks nobody."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dogbreed_ml.config import ExperimentConfig
+from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
+from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, trust_policy
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Three documents of IAM."""
+
+    caller: Document
+    execution_role: Document
+    trust: Document
+    placeholders: tuple[str, ...]
+    """Config fields that say nothing, for which a placeholder stands."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "caller": self.caller,
+            "execution_role": self.execution_role,
+            "execution_role_trust": self.trust,
+            "placeholders": list(self.placeholders),
+        }
+
+    def render(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Policies:
+    """For the config's bucket, role and names; `endpoint` where its name does not begin with the experiment's."""
+    wanted = config.sagemaker
+    role_arn = wanted.role_arn or PLACEHOLDER_ROLE
+    account_id = role_arn.split(":")[4]
+    region = wanted.region or PLACEHOLDER_REGION
+    key = wanted.kms_key_id
+    scope = Scope(
+        account_id=account_id,
+        region=region,
+        bucket=wanted.bucket or f"dogbreed-{account_id}-{region}",
+        name_prefix=endpoint or config.name,
+        role_arn=role_arn,
+        prefix=wanted.prefix,
+        kms_key_arn=key if key is None or key.startswith("arn:") else f"arn:aws:kms:{region}:{account_id}:key/{key}",
+        in_vpc=bool(wanted.subnets),
+    )
+    told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
+    missing = tuple(name for name, value in told.items() if value is None)
+    return Policies(caller_policy(scope), execution_role_policy(scope), trust_policy(account_id=account_id), missing)

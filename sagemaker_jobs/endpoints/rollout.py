@@ -1,0 +1,313 @@
+"""`dogbreed deploy --target sagemaker`: a first endpoint, or an update that proves itself before it gets the traffic.
+
+A first endpoint has no callers yet: it is asked for the example images itself, and deleted where it fails. An update is
+tried on a short-lived endpoint NAME-smoke beside the one in service, then rolled out blue/green under alarms. Whatever
+ends it, the event's run says how far it came, and what may still be live.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dogbreed_ml.cloudconfig import HostingConfig
+from dogbreed_ml.deployments import EventRecord, mark_ended, mark_live, recorded
+from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
+from sagemaker_jobs.client import Aws
+from sagemaker_jobs.endpoints import endpoint as endpoints
+from sagemaker_jobs.endpoints.endpoint_request import SMOKE_SUFFIX, EndpointPlan
+from sagemaker_jobs.endpoints.guards import put_alarms, put_scaling, remove_scaling, ringing
+from sagemaker_jobs.endpoints.leases import Lease, render_end
+from sagemaker_jobs.endpoints.model_archive import Example
+from sagemaker_jobs.endpoints.smoke import Smoke, async_invoker, invoker, smoke_test
+from sagemaker_jobs.storage import Storage, split_uri
+
+if TYPE_CHECKING:
+    from dogbreed_ml.registry import ModelVersion
+    from dogbreed_ml.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+SMOKE_LEASE = timedelta(hours=1)
+"""After which `dogbreed endpoints --reap` takes a smoke endpoint that its command could not delete."""
+
+BACKEND = "sagemaker"
+"""What the version's tag says for the back end, which the container chooses when it starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """An endpoint of SageMaker that serves a version."""
+
+    lease: Lease
+    action: str
+    """deploy, update, or `none` where it served this already."""
+    endpoint_config: str
+    replaced_config: str | None
+    smoke: str | None
+    run_id: str | None
+    """The event's run."""
+    is_settled: bool = True
+    """False where nobody waited for the end."""
+    console_url: str | None = None
+    price: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        lease = self.lease
+        return {
+            "name": lease.endpoint,
+            "target": "sagemaker",
+            "action": self.action,
+            "model": lease.model,
+            "version": int(lease.version),
+            "endpoint_config": self.endpoint_config,
+            "replaced_config": self.replaced_config,
+            "smoke": self.smoke,
+            "expires": lease.expires or None,
+            "is_settled": self.is_settled,
+            "price": self.price,
+            "url": self.console_url,
+            "run_id": self.run_id,
+        }
+
+    def render(self) -> str:
+        lease = self.lease
+        verb = {"none": "serves already", "deploy": "serves", "update": "serves"}[self.action]
+        lines = [f"{verb if self.is_settled else 'will serve'}  {lease.model} version {lease.version}"]
+        lines += [f"endpoint {lease.endpoint} with {self.endpoint_config}"]
+        lines += [f"before   {self.replaced_config}: `dogbreed rollback --endpoint {lease.endpoint}`"] * bool(
+            self.replaced_config
+        )
+        lines += [f"smoke    {self.smoke}"] * bool(self.smoke)
+        lines += [f"cost     {self.price or 'unknown'}, until it is deleted: `dogbreed delete {lease.endpoint}`"]
+        lines += [f"until    {lease.expires}: then `dogbreed endpoints --reap` deletes it"] * bool(lease.expires_at)
+        lines += [f"console  {self.console_url}"] * bool(self.console_url)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One deployment with all that it needs."""
+
+    aws: Aws
+    storage: Storage
+    tracker: "Tracker"
+    version: "ModelVersion"
+    plan: EndpointPlan
+    hosting: HostingConfig
+    archive_path: Path
+    examples: Sequence[Example]
+    why: str | None = None
+    """The reason that --unmeasured needs."""
+    waits: bool = True
+    """False returns once the last request is sent: a first endpoint is not smoke-tested then."""
+    mode: Literal["create", "replace"] | None = None
+    """What must be there before: nothing, an endpoint, or either."""
+
+    def run(self) -> Deployed:
+        """Raises CloudError with the cause, where the version is not live at the end."""
+        name = self.plan.name
+        found = endpoints.describe(self.aws, name)
+        if self.mode is not None and (found is None) != (self.mode == "create"):
+            there = "is none" if found is None else "is one"
+            raise ConfigError(f"--mode {self.mode} does not go with the endpoint {name}: there {there}.")
+        before = None if found is None else self._lease_of(found)
+        if found is not None and before is not None and self._serves_already(found, before):
+            return self._renew(found, before)
+        is_first = found is None or (before is not None and not before.smoke)
+        self._require_changeable(found, is_first=is_first)
+        replaced = None if found is None or is_first else str(found["EndpointConfigName"])
+        with recorded(
+            self.tracker,
+            "deploy" if is_first else "update",
+            target="sagemaker",
+            endpoint=name,
+            version=self.version,
+            why=self.why,
+        ) as event:
+            event.note(endpoint_config=self.plan.config_name, replaced_config=replaced, backend=BACKEND)
+            self._prepare()
+            smoke = self._create(event) if is_first else self._update(event, found or {})
+            if self.waits:
+                self._settle(None if is_first else before)
+            return self._deployed(
+                "deploy" if is_first else "update", replaced=replaced, smoke=smoke, run_id=event.run_id
+            )
+
+    # What is there already ----------------------------------------------------------------------------------------
+
+    def _lease_of(self, found: endpoints.Description) -> Lease:
+        lease = endpoints.read_lease(self.aws, found["EndpointArn"])
+        if lease is None:
+            raise CloudError(
+                f"The endpoint {self.plan.name} must be one that this project deployed, and has none of its tags; give "
+                f"another --endpoint."
+            )
+        return lease
+
+    def _serves_already(self, found: endpoints.Description, before: Lease) -> bool:
+        is_same = found["EndpointConfigName"] == self.plan.config_name and before.version == self.plan.lease.version
+        return found["EndpointStatus"] == endpoints.IN_SERVICE and is_same and bool(before.smoke)
+
+    def _renew(self, found: endpoints.Description, before: Lease) -> Deployed:
+        lease = replace(before, expires=self.plan.lease.expires or before.expires)
+        if lease != before:
+            endpoints.write_lease(self.aws, found["EndpointArn"], lease)
+        return replace(self._deployed("none", replaced=None, smoke=None, run_id=None), lease=lease)
+
+    def _require_changeable(self, found: endpoints.Description | None, *, is_first: bool) -> None:
+        if found is None or found["EndpointStatus"] == endpoints.IN_SERVICE:
+            return
+        name, status = self.plan.name, found["EndpointStatus"]
+        if status == endpoints.FAILED:
+            raise CloudError(
+                f"The endpoint {name} has failed ({found.get('FailureReason', 'no reason given')}); `dogbreed delete "
+                f"{name}` clears the place."
+            )
+        coming = found.get("EndpointConfigName") if is_first else endpoints.pending_config(found)
+        if coming != self.plan.config_name:
+            raise CloudError(f"The endpoint {name} is {status} with {coming} just now; try again when that has ended.")
+        logger.info("%s is %s with this version already; going on from there", name, status)
+
+    # The two ways ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        _, key = split_uri(self.plan.model["PrimaryContainer"]["ModelDataUrl"])
+        self.storage.upload(self.archive_path, key.removeprefix(f"{self.storage.prefix}/"))
+        endpoints.ensure_parts(self.aws, self.plan)
+
+    def _create(self, event: EventRecord) -> Smoke | None:
+        """The first endpoint, up and proven; otherwise deleted."""
+        name = self.plan.name
+        try:
+            endpoints.create(self.aws, self.plan.endpoint)
+            if not self.waits:
+                event.note(outcome="under way", smoke="not done: nobody waited")
+                return None
+            return self._prove(event, name)
+        except BaseException:
+            self._take_back(event, name)
+            raise
+
+    def _update(self, event: EventRecord, found: endpoints.Description) -> Smoke | None:
+        name = self.plan.name
+        smoke = None
+        is_under_way = found["EndpointStatus"] != endpoints.IN_SERVICE
+        if not is_under_way and found["EndpointConfigName"] != self.plan.config_name:
+            self._require_silence()
+            smoke = self._prove_beside(event)
+            put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
+            # SageMaker refuses to update what is being scaled; while it updates, nothing is scaled anyway.
+            remove_scaling(self.aws, name)
+            endpoints.update(self.aws, self.plan.update)
+        if not self.waits:
+            event.note(outcome="under way")
+            return None
+        try:
+            settled = endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s + 2 * self.hosting.bake_s)
+        except (KeyboardInterrupt, DogbreedError):
+            event.note(left=f"{name}: the update goes on by itself")
+            logger.warning("The update of %s goes on by itself; the same command waits for it again.", name)
+            raise
+        serving = settled["EndpointConfigName"]
+        if settled["EndpointStatus"] != endpoints.IN_SERVICE or serving != self.plan.config_name:
+            reason = settled.get("FailureReason", "SageMaker gave no reason")
+            event.note(outcome="rolled back", why=reason)
+            self._put_scaling()
+            raise CloudError(f"{name} was rolled back and serves {serving} as before: {reason}")
+        return smoke
+
+    def _settle(self, before: Lease | None) -> None:
+        """What holds once the version is live: alarms, scaling, tags, and the versions' own words."""
+        name, lease = self.plan.name, self.plan.lease
+        put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
+        self._put_scaling()
+        found = endpoints.describe(self.aws, name)
+        if found is None:
+            raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
+        expires = lease.expires or (before.expires if before else "")
+        endpoints.write_lease(self.aws, found["EndpointArn"], replace(lease.proven(), expires=expires))
+        mark_live(
+            self.tracker, self.version, endpoint=name, backend=BACKEND, since=lease.deployed_at,
+            unmeasured_reason=self.why,
+        )  # fmt: skip
+        if before is not None and before.version != lease.version:
+            mark_ended(self.tracker, before.model, int(before.version), endpoint=name)
+
+    def _put_scaling(self) -> None:
+        if self.plan.scaling is not None:
+            put_scaling(self.aws, self.plan.scaling)
+
+    # The proof ------------------------------------------------------------------------------------------------------
+
+    def _require_silence(self) -> None:
+        rings = ringing(self.aws, self.plan.name)
+        if rings:
+            raise CloudError(
+                f"{' and '.join(rings)} must be silent before an update, which they would roll back at once; `dogbreed "
+                f"rollback --endpoint {self.plan.name}` needs no silence, or wait until they are."
+            )
+
+    def _prove_beside(self, event: EventRecord) -> Smoke:
+        """The new endpoint config on one instance that nobody else knows of, gone afterwards."""
+        lease, name = self.plan.lease, f"{self.plan.name}{SMOKE_SUFFIX}"
+        expires = render_end(SMOKE_LEASE, now=datetime.now(UTC))
+        tags = replace(lease, endpoint=name, expires=expires).to_tags()
+        config_name = self.plan.smoke_config["EndpointConfigName"]
+        # It may be what another update of this version left, and be what a rollback goes back to.
+        is_new = config_name != self.plan.config_name and endpoints.describe_config(self.aws, config_name) is None
+        endpoints.delete(self.aws, name, timeout_s=self.hosting.timeout_s)
+        endpoints.ensure_parts(self.aws, self.plan, for_smoke=True)
+        request = {
+            "EndpointName": name,
+            "EndpointConfigName": config_name,
+            "Tags": [each for each in self.plan.endpoint["Tags"] if each["Key"] not in tags]
+            + [{"Key": key, "Value": value} for key, value in tags.items()],
+        }
+        try:
+            endpoints.create(self.aws, request)
+            return self._prove(event, name)
+        finally:
+            self._take_back(event, name)
+            if is_new:
+                endpoints.delete_part(self.aws, "DeleteEndpointConfig", {"EndpointConfigName": config_name})
+
+    def _prove(self, event: EventRecord, name: str) -> Smoke:
+        settled = endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s)
+        if settled["EndpointStatus"] != endpoints.IN_SERVICE:
+            raise CloudError(f"{name} did not come up: {settled.get('FailureReason', settled['EndpointStatus'])}")
+        is_async = self.hosting.kind == "async"
+        invoke = async_invoker(self.aws, name, self.storage) if is_async else invoker(self.aws, name)
+        smoke = smoke_test(invoke, self.examples)
+        event.note(smoke=smoke.render())
+        if not smoke.is_passed:
+            event.note(outcome="smoke failed", why=smoke.problems[0])
+            raise CloudError(f"{self.plan.lease.model} version {self.plan.lease.version}: smoke test {smoke.render()}")
+        return smoke
+
+    def _take_back(self, event: EventRecord, name: str) -> None:
+        """Deletes an endpoint that must not stay; where that does not succeed, the record and the user know."""
+        is_gone = False
+        try:
+            endpoints.delete(self.aws, name, timeout_s=self.hosting.timeout_s)
+            is_gone = True
+        except CloudError as error:
+            logger.warning("%s could not be deleted: %s", name, error)
+        finally:
+            if not is_gone:
+                event.note(left=name)
+                logger.warning("%s may be live, and cost money: `dogbreed delete %s --target sagemaker`", name, name)
+
+    def _deployed(self, action: str, *, replaced: str | None, smoke: Smoke | None, run_id: str | None) -> Deployed:
+        return Deployed(
+            lease=self.plan.lease,
+            action=action,
+            endpoint_config=self.plan.config_name,
+            replaced_config=replaced,
+            smoke=None if smoke is None else smoke.render(),
+            run_id=run_id,
+            is_settled=self.waits,
+            console_url=self.aws.console_url(f"endpoints/{self.plan.name}"),
+        )

@@ -1,0 +1,78 @@
+"""Which job a command started, written down before it is: so that no job is ever started twice."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from dogbreed_ml.config import ExperimentConfig, config_hash
+from dogbreed_ml.files import write_whole
+
+LAUNCHES_DIR = ".dogbreed/sagemaker"
+
+MAX_TRAINING_JOB_NAME = 63
+MAX_TUNING_JOB_NAME = 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A job of this project's folder that has not been brought home yet."""
+
+    name: str
+    region: str
+    is_created: bool = False
+    """Whether SageMaker confirmed it; before that, its request may or may not have arrived."""
+
+
+@dataclass(frozen=True)
+class LaunchFile:
+    """The file of one verb, config, data set and store."""
+
+    path: Path
+
+    @classmethod
+    def of(
+        cls, project_dir: Path, verb: Literal["train", "tune", "features"], config: ExperimentConfig, *, scope: str
+    ) -> "LaunchFile":
+        """`scope` is whatever else makes two jobs different: data fingerprint, tracking store, endpoint."""
+        return cls(project_dir / LAUNCHES_DIR / f"{verb}-{config_key(config, scope)}.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One command at a time finds or starts the job; another that wants the same waits, and finds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            yield
+
+    def load(self) -> Launch | None:
+        try:
+            return Launch(**json.loads(self.path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def save(self, launch: Launch) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, json.dumps(asdict(launch)))
+
+    def clear(self) -> None:
+        """Once the job is brought home, or never began: the same command then starts a new one."""
+        self.path.unlink(missing_ok=True)
+
+
+def config_key(config: ExperimentConfig, scope: str = "") -> str:
+    """12 hex digits of what a job does."""
+    return hashlib.sha256(f"{config_hash(config)} {scope}".encode()).hexdigest()[:12]
+
+
+def job_name(config: ExperimentConfig, verb: str, *, key: str, time_text: str, limit: int) -> str:
+    """`quickstart-train-1a2b3c-1121113649`: the experiment's name gives way where the limit is near.
+
+    `time_text` is digits, so that the same config may run again.
+    """
+    rest = f"{verb}-{key[:6]}-{time_text}"
+    return f"{config.name[: limit - len(rest) - 1].rstrip('-')}-{rest}"

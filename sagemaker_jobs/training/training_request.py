@@ -1,0 +1,164 @@
+"""CreateTrainingJob, built from the config: pure, so that a dry run shows what would be sent."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dogbreed_ml.config import ExperimentConfig, flatten
+from dogbreed_ml.errors import ConfigError
+from sagemaker_jobs.client import check
+from sagemaker_jobs.images import debugger_image_uri, image_uri
+from sagemaker_jobs.training.jobinputs import JobInputs
+from sagemaker_jobs.training.metrics import metric_definitions
+
+MAX_HYPERPARAMETERS: Final = 100
+MAX_HYPERPARAMETER_CHARACTERS: Final = 2500
+MAX_TAGS: Final = 50
+
+PROGRAM: Final = "train.py"
+"""Of the source archive."""
+
+_SHOWN_SECTIONS = ("train.", "model.")
+# model.weights is a path of this machine; the job has its weights from a channel.
+_HIDDEN = ("model.weights",)
+_PROFILING_INTERVALS_MS = (100, 200, 500, 1000, 5000, 60000)
+_TAG_REFUSED = re.compile(r"[^\w\s.:/=+\-@]")
+
+
+def training_job_request(
+    config: ExperimentConfig,
+    *,
+    name: str,
+    inputs: JobInputs,
+    role_arn: str,
+    region: str,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The request for one training of this config; raises ConfigError where SageMaker would refuse it."""
+    wanted = config.sagemaker
+    request: dict[str, Any] = {
+        "TrainingJobName": name,
+        "RoleArn": role_arn,
+        "AlgorithmSpecification": algorithm_specification(config, region=region),
+        "HyperParameters": {**script_hyperparameters(config, inputs), **shown_hyperparameters(config)},
+        "InputDataConfig": [dict(each) for each in inputs.channels],
+        **shared_members(config, inputs),
+        "Environment": {**wanted.environment, **inputs.environment},
+        "Tags": request_tags(config, tags or {}),
+    }
+    if wanted.spot:
+        request["CheckpointConfig"] = {"S3Uri": f"{inputs.output_uri}/{name}/checkpoints"}
+    if config.profile.sagemaker_rules:
+        request |= profiler_members(config, region=region, output_uri=inputs.output_uri)
+    check_hyperparameters(request["HyperParameters"])
+    check("CreateTrainingJob", request)
+    return request
+
+
+def algorithm_specification(config: ExperimentConfig, *, region: str) -> dict[str, Any]:
+    image = config.sagemaker.image_uri or image_uri(
+        "training", instance_type=config.sagemaker.instance_type, region=region
+    )
+    return {"TrainingImage": image, "TrainingInputMode": "File", "MetricDefinitions": metric_definitions()}
+
+
+def script_hyperparameters(config: ExperimentConfig, inputs: JobInputs) -> dict[str, str]:
+    """Those that SageMaker's training toolkit reads: what runs, and whether torchrun starts it."""
+    values = {"sagemaker_program": PROGRAM, "sagemaker_submit_directory": inputs.source_uri}
+    if config.sagemaker.instance_count > 1:
+        values["sagemaker_torch_distributed_enabled"] = "true"
+        values["sagemaker_instance_type"] = config.sagemaker.instance_type
+    return values
+
+
+def shown_hyperparameters(config: ExperimentConfig) -> dict[str, str]:
+    """The training's own values, for the console; the job's config is in the source archive, whole.
+
+    A null is left out: the training toolkit hands it on as an empty text.
+    """
+    return {
+        name: render_hyperparameter(value)
+        for name, value in flatten(config).items()
+        if name.startswith(_SHOWN_SECTIONS) and name not in _HIDDEN and value is not None
+    }
+
+
+def render_hyperparameter(value: Any) -> str:
+    """Text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def shared_members(config: ExperimentConfig, inputs: JobInputs) -> dict[str, Any]:
+    """Members that a training job's request and a tuning job's definition have in common: resources and network."""
+    wanted = config.sagemaker
+    resources: dict[str, Any] = {
+        "InstanceType": wanted.instance_type,
+        "InstanceCount": wanted.instance_count,
+        "VolumeSizeInGB": wanted.volume_gib,
+    }
+    output: dict[str, Any] = {"S3OutputPath": inputs.output_uri}
+    stopping: dict[str, Any] = {"MaxRuntimeInSeconds": wanted.max_runtime_s}
+    if wanted.keep_alive_s:
+        resources["KeepAlivePeriodInSeconds"] = wanted.keep_alive_s
+    if wanted.kms_key_id:
+        resources["VolumeKmsKeyId"] = output["KmsKeyId"] = wanted.kms_key_id
+    if wanted.spot:
+        stopping["MaxWaitTimeInSeconds"] = wanted.max_wait_s or 2 * wanted.max_runtime_s
+    members: dict[str, Any] = {
+        "OutputDataConfig": output,
+        "ResourceConfig": resources,
+        "StoppingCondition": stopping,
+        "EnableManagedSpotTraining": wanted.spot,
+        "EnableInterContainerTrafficEncryption": wanted.encrypt_traffic,
+    }
+    if wanted.subnets:
+        members["VpcConfig"] = {"Subnets": list(wanted.subnets), "SecurityGroupIds": list(wanted.security_group_ids)}
+    return members
+
+
+def profiler_members(config: ExperimentConfig, *, region: str, output_uri: str) -> dict[str, Any]:
+    """ProfilerConfig, and SageMaker's rules: ProfilerReport and each profiler rule of its own."""
+    from smdebug_rulesconfig.profiler_rules import rules
+
+    image = debugger_image_uri(region)
+    report = rules.ProfilerReport(**config.profile.profiler_rules)
+    # LoadBalancing judges several GPUs, and says so itself where there is one.
+    others = [kind() for kind in rules.ProfilerRuleBase.__subclasses__() if kind is not rules.ProfilerReport]
+    configured = [
+        {
+            "RuleConfigurationName": each.rule_name,
+            "RuleEvaluatorImage": image,
+            "RuleParameters": {key: str(value) for key, value in each.rule_parameters.items()},
+        }
+        for each in (report, *others)
+    ]
+    fitting = [each for each in _PROFILING_INTERVALS_MS if each >= config.profile.interval_ms]
+    profiler = {
+        "S3OutputPath": output_uri,
+        "ProfilingIntervalInMilliseconds": fitting[0] if fitting else _PROFILING_INTERVALS_MS[-1],
+    }
+    return {"ProfilerConfig": profiler, "ProfilerRuleConfigurations": configured}
+
+
+def request_tags(config: ExperimentConfig, own: Mapping[str, str]) -> list[dict[str, str]]:
+    """The config's tags and ours; characters that AWS refuses in a value become underscores."""
+    tags = {**config.sagemaker.tags, "dogbreed:experiment": config.name, **own}
+    if len(tags) > MAX_TAGS:
+        raise ConfigError(f"sagemaker.tags must leave room for ours: AWS takes {MAX_TAGS} tags, got {len(tags)}.")
+    return [{"Key": key, "Value": _TAG_REFUSED.sub("_", value)[:256]} for key, value in tags.items()]
+
+
+def check_hyperparameters(values: Mapping[str, str]) -> None:
+    """SageMaker's limits, which botocore's model does not hold all; raises ConfigError."""
+    if len(values) > MAX_HYPERPARAMETERS:
+        raise ConfigError(
+            f"A SageMaker job takes at most {MAX_HYPERPARAMETERS} hyperparameters, got {len(values)}; leave some "
+            "fields at their defaults."
+        )
+    for name, value in values.items():
+        if len(value) > MAX_HYPERPARAMETER_CHARACTERS:
+            raise ConfigError(
+                f"{name} must be at most {MAX_HYPERPARAMETER_CHARACTERS} characters as a hyperparameter of a SageMaker "
+                f"job, got {len(value)}."
+            )

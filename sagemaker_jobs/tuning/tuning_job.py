@@ -1,0 +1,340 @@
+"""`dogbreed tune --search.engine sagemaker`: a tuning job, each of its training jobs brought home as a trial's run.
+
+The features are computed once and handed to every job. What comes after the search is the same as after Optuna's. A
+command that was cut off is repeated, or another attaches: it finds the tuning job again, and goes on where it ended.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.errors import ConfigError, SearchError
+from dogbreed_ml.pipeline.profiled import profiled_run
+from dogbreed_ml.pipeline.stages import log_beginning, logged_feeds, opened
+from dogbreed_ml.pipeline.tune import finish_search
+from dogbreed_ml.progress import TerminalProgress
+from dogbreed_ml.provenance import git_tags, render_command
+from dogbreed_ml.samplers import num_possible_trials
+from dogbreed_ml.search import SearchResult, conclude
+from dogbreed_ml.searchdisplay import SearchDisplay
+from dogbreed_ml.spans import SpanTotals
+from dogbreed_ml.summaries import TuneSummary
+from dogbreed_ml.tracking import PARENT_TAG, Run, Tracker
+from dogbreed_ml.workbench import Workbench, uses_features
+from sagemaker_jobs.client import Aws, Clock
+from sagemaker_jobs.job.environment import record_variables
+from sagemaker_jobs.storage import Storage
+from sagemaker_jobs.training.dryrun import DryRun, Placement
+from sagemaker_jobs.training.estimate import estimate_jobs
+from sagemaker_jobs.training.jobcontrol import Job, Question
+from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs, prepare_inputs
+from sagemaker_jobs.training.launch import MAX_TUNING_JOB_NAME, Launch, LaunchFile, config_key, job_name
+from sagemaker_jobs.training.training_job import execution_role, price_of
+from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.tuning.featurechannel import (
+    FEATURES_KEY,
+    UNKNOWN_KEY,
+    FeatureChannel,
+    fetch_features,
+    render_channel,
+)
+from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
+from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
+from sagemaker_jobs.tuning.tuning_request import tuning_job_request
+from sagemaker_jobs.tuning.tuningstatus import check_space, describe_tuning_job, send_tuning_job, settle_tuning_job
+from sagemaker_jobs.tuning.warmstart import Source
+
+logger = logging.getLogger(__name__)
+
+TUNING_JOB_TAG, ARN_TAG, URL_TAG = "sagemaker.tuning_job", "sagemaker.tuning_job_arn", "sagemaker.tuning_job_url"
+_VERB: Final = "tune"
+
+
+def tune(
+    config: ExperimentConfig,
+    *,
+    context: Context,
+    attach: str | None = None,
+    warm_start: Sequence[str] = (),
+    question: Question | None = None,
+    clock: Clock | None = None,
+) -> TuneSummary:
+    """A search as a SageMaker tuning job, followed to its end, with the runs that a search here would leave.
+
+    `attach` names a tuning job to take up, running or ended; `warm_start` parent runs and tuning jobs to start from.
+    `question` is asked after Ctrl-C whether to stop the job; without it the job goes on. Raises CloudError.
+    """
+    spans = SpanTotals()
+    source = Source.of(warm_start)
+    tracker, splits, bench = opened(config, context, spans)
+    with closing(bench), tracker, Aws.open(config.sagemaker, clock=clock) as aws:
+        scope = f"{splits.fingerprint} {tracker.tracking_uri} {aws.client('sagemaker').meta.endpoint_url}"
+        launch_file = LaunchFile.of(context.project_dir, _VERB, config, scope=scope)
+        with _alone(launch_file, config):
+            return _Search(config, context, tracker, aws, bench, launch_file, spans, source, question).run(attach)
+
+
+def plan(
+    config: ExperimentConfig, *, context: Context, warm_start: Sequence[str] = (), today: date | None = None
+) -> DryRun:
+    """What `tune` would send, and an estimate of its time and cost. Needs neither credentials nor a region.
+
+    The features are not computed for it, and what an earlier search would change is not looked up.
+    """
+    source = Source.of(warm_start)
+    splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
+    placement = Placement.of(config.sagemaker)
+    environment = record_variables(context.tracking_uri)
+    with planned_inputs(
+        config, splits, uri=placement.uri, kind="trial", context=context, environment=environment, download=False
+    ) as planned:
+        channels = []
+        if uses_features(config):
+            channels.append(render_channel(f"{placement.uri(FEATURES_KEY)}/{UNKNOWN_KEY}/"))
+        inputs = replace(planned.inputs, channels=(*planned.inputs.channels, *channels))
+        name = _name(config)
+        training = _training_request(config, context, name, inputs, placement.role_arn, placement.region)
+        request = tuning_job_request(config, name=name, training=training)
+        if source.job_names:
+            logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
+        price = price_of(config, context, region=placement.region, today=today)
+        estimate = estimate_jobs(config, splits, price=price, num_trainings=num_possible_trials(config.search))
+        requests = {"CreateHyperParameterTuningJob": request}
+        return DryRun.of(requests, plan=planned, estimate=estimate, placement=placement)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One command's work on its tuning job."""
+
+    config: ExperimentConfig
+    context: Context
+    tracker: Tracker
+    aws: Aws
+    bench: Workbench
+    launch_file: LaunchFile
+    spans: SpanTotals
+    source: Source
+    question: Question | None
+
+    def run(self, attach: str | None) -> TuneSummary:
+        name, found = self._found(attach)
+        parent_run_id = self._parent_run_id(name, is_attached=attach is not None)
+        config = self.source.narrowed(self.config, self.tracker)
+        role_arn = execution_role(config, self.aws)
+        with (
+            self.tracker.start_run(config.name, run_name=name, run_id=parent_run_id) as parent,
+            profiled_run(config, parent, project_dir=self.context.project_dir) as profiler,
+        ):
+            self.bench.spans = profiler.spans
+            parent.set_tags({TUNING_JOB_TAG: name} | self.source.tags(self.config, config))
+            log_beginning(parent, config, self.bench.splits, self.context)
+            self._refuse_deleted(name, found)
+            storage = Storage.open(self.aws, config.sagemaker)
+            follower = SearchFollower(self.aws, name, config, self.tracker, parent, storage)
+            with self.spans.span("features"):
+                config, channels, is_cached = self._features(config, parent, storage, found, role_arn)
+            with self.spans.span("search"), self._asked_on_interrupt(follower):
+                if found is None:
+                    self._start(name, config, parent, storage, channels=channels, role_arn=role_arn)
+                result = self._follow(follower)
+            summary = finish_search(
+                config, result, bench=self.bench, tracker=self.tracker, parent=parent, spans=self.spans
+            )
+            self._forget(name)
+        return replace(summary, cache_hits=int(is_cached), resumed=found is not None)
+
+    # Which tuning job ------------------------------------------------------------------------------------------------
+
+    def _found(self, attach: str | None) -> tuple[str, Job | None]:
+        """The name of the tuning job, and its description where it is there already."""
+        if attach is not None:
+            description = describe_tuning_job(self.aws, attach)
+            if description is None:
+                raise ConfigError(f"--attach must name a tuning job of {self.aws.region}; there is no {attach!r}.")
+            check_space(self.config, description)
+            return attach, description
+        launch = self.launch_file.load()
+        if launch is None:
+            return _name(self.config), None
+        description = describe_tuning_job(self.aws, launch.name)
+        if description is not None:
+            status = description["HyperParameterTuningJobStatus"]
+            logger.info("the tuning job %s was started before (%s): going on with it", launch.name, status)
+            self.launch_file.save(Launch(launch.name, launch.region, is_created=True))
+        return launch.name, description
+
+    def _refuse_deleted(self, name: str, found: Job | None) -> None:
+        launch = self.launch_file.load()
+        if found is None and launch is not None and launch.is_created:
+            self.launch_file.clear()
+            raise TuningJobGoneError(name)
+
+    def _parent_run_id(self, name: str, *, is_attached: bool) -> str | None:
+        """The run that an earlier command made for this tuning job."""
+        found = self.tracker.find_tagged(self.tracker.experiment_id(self.config.name), TUNING_JOB_TAG, name)
+        parents = [run for run in found if PARENT_TAG not in run.data.tags]
+        if not parents:
+            return None
+        if is_attached and parents[-1].info.status == "FINISHED":
+            raise ConfigError(f"--attach {name}: it is brought home already, as run {parents[-1].info.run_id}.")
+        return str(parents[-1].info.run_id)
+
+    # Features --------------------------------------------------------------------------------------------------------
+
+    def _features(
+        self, config: ExperimentConfig, parent: Run, storage: Storage, found: Job | None, role_arn: str
+    ) -> tuple[ExperimentConfig, list[dict[str, Any]], bool]:
+        """The config by which the features are found here, the channel for the jobs, and whether a pass was spared."""
+        project_dir = self.context.project_dir
+        if config.search.features_on == "sagemaker" and uses_features(config):
+            uri = channel_uri(found) if found is not None else None
+            if uri is None:
+                uri = compute_features(
+                    config,
+                    context=self.context,
+                    tracker=self.tracker,
+                    parent=parent,
+                    storage=storage,
+                    splits=self.bench.splits,
+                    role_arn=role_arn,
+                    question=self.question,
+                )
+            localized = fetch_features(config, uri, storage=storage, project_dir=project_dir)
+            logged_feeds(parent, self.bench, localized)
+            return localized, [render_channel(uri)], False
+        feeds = logged_feeds(parent, self.bench, config)
+        is_cached = feeds.table is not None and feeds.table.cached
+        channel = FeatureChannel.of(feeds, project_dir / config.features.dir, uri=storage.uri)
+        if channel is None or found is not None:
+            return config, [], is_cached
+        return config, [channel.upload(storage, progress=self.context.progress)], is_cached
+
+    # The tuning job --------------------------------------------------------------------------------------------------
+
+    def _start(
+        self,
+        name: str,
+        config: ExperimentConfig,
+        parent: Run,
+        storage: Storage,
+        *,
+        channels: Sequence[dict[str, Any]],
+        role_arn: str,
+    ) -> None:
+        inputs = prepare_inputs(
+            config,
+            self.bench.splits,
+            storage,
+            kind="trial",
+            context=self.context,
+            environment=record_variables(self.tracker.tracking_uri, parent),
+        )
+        inputs = replace(inputs, channels=(*inputs.channels, *channels))
+        training = _training_request(config, self.context, name, inputs, role_arn, self.aws.region)
+        request = tuning_job_request(config, name=name, training=training, parents=self.source.tuning_jobs(self.aws))
+        send_tuning_job(self.aws, request, self.launch_file)
+        link = self.aws.console_url(f"hyper-tuning-jobs/{name}")
+        logger.info("the tuning job %s is started%s", name, f": {link}" if link else "")
+
+    def _follow(self, follower: SearchFollower) -> SearchResult:
+        try:
+            with self._display(follower.config) as display:
+                job = follower.follow(display)
+            follower.parent.set_tags(_links(self.aws, job))
+            return _result(job, follower)
+        # There is nothing more to come from this one.
+        except (TuningJobGoneError, SearchError):
+            self._forget(follower.name)
+            raise
+
+    def _forget(self, name: str) -> None:
+        """The same command starts a new tuning job from now on; one that is not this one stays known."""
+        launch = self.launch_file.load()
+        if launch is not None and launch.name == name:
+            self.launch_file.clear()
+
+    def _display(self, config: ExperimentConfig) -> AbstractContextManager[SearchDisplay]:
+        progress = self.context.progress
+        return SearchDisplay.open(
+            config.search.metric,
+            maximize=config.search.direction == "maximize",
+            num_trials=num_possible_trials(config.search),
+            num_done=0,
+            best=None,
+            console=progress.console if isinstance(progress, TerminalProgress) else None,
+        )
+
+    @contextmanager
+    def _asked_on_interrupt(self, follower: SearchFollower) -> Iterator[None]:
+        """What becomes of a tuning job that runs when the command is cut off: asked, done or told, and never silent."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            # SIGTERM arrives as an interrupt that says so; nobody sits there to answer.
+            question = None if interrupt.args else self.question
+            command = render_command(self.context.argv)
+            if settle_tuning_job(self.aws, follower.name, self.launch_file, question=question, command=command):
+                with self._display(follower.config) as display:
+                    follower.follow(display)
+            raise
+
+
+def _result(job: Job, follower: SearchFollower) -> SearchResult:
+    name, status = follower.name, job["HyperParameterTuningJobStatus"]
+    records = [follower.records[number] for number in sorted(follower.records)]
+    num_completed = sum(record.state == "COMPLETE" for record in records)
+    if status == "Failed" and not num_completed:
+        causes = "; ".join(dict.fromkeys(record.cause or "unknown" for record in records))
+        reason = job.get("FailureReason", "SageMaker gives no reason")
+        raise SearchError(f"The tuning job {name} failed: {reason} {causes}".rstrip())
+    if status != "Completed":
+        logger.warning(
+            "the tuning job %s ended as %s; going on with its completed trials: %d", name, status, num_completed
+        )
+    return conclude(name, records, follower.config.search)
+
+
+def _training_request(
+    config: ExperimentConfig, context: Context, name: str, inputs: JobInputs, role_arn: str, region: str
+) -> dict[str, Any]:
+    commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
+    tags = {"dogbreed:verb": _VERB, "dogbreed:config": config_key(config)}
+    tags |= {"dogbreed:commit": commit} if commit else {}
+    return training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+
+
+def _name(config: ExperimentConfig) -> str:
+    time_text = datetime.now(UTC).strftime("%y%m%d%H%M%S")
+    return job_name(config, _VERB, key=config_key(config), time_text=time_text, limit=MAX_TUNING_JOB_NAME)
+
+
+def _links(aws: Aws, job: Job) -> dict[str, str]:
+    name = job["HyperParameterTuningJobName"]
+    url = aws.console_url(f"hyper-tuning-jobs/{name}")
+    return {ARN_TAG: job["HyperParameterTuningJobArn"]} | ({URL_TAG: url} if url else {})
+
+
+@contextmanager
+def _alone(launch_file: LaunchFile, config: ExperimentConfig) -> Iterator[None]:
+    """One command at a time follows a search: two would bring it home twice."""
+    launch_file.path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(launch_file.path.with_suffix(".running"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SearchError(
+            f"Another process follows this search of {config.name!r}; wait for it, or choose another --name."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
