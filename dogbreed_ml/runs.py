@@ -39,6 +39,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 CONFIG_ARTIFACT = "config.yaml"
 TRACEBACK_ARTIFACT = "failure/traceback.txt"
 CAUSE_TAG = "failure.cause"
+AROUND_TRAINING = ("promotion", "deploy", "sagemaker", "hosting")
+"""Sections of the config that say nothing of how a model is trained."""
 
 _INTERRUPTED_DEADLINE_S = 10.0
 """How long an interrupted command waits for the store: a person waits at the keyboard."""
@@ -98,18 +100,26 @@ class Run:
 
     # What is logged ------------------------------------------------------------------------------------------------
 
-    def log_config(self, config: ExperimentConfig, *, with_artifact: bool = True) -> None:
+    def log_config(self, config: ExperimentConfig, *, is_trial: bool = False) -> None:
         """Logs every leaf field as a param by its dotted name, and the whole as config.yaml.
+
+        A trial has neither config.yaml nor the sections AROUND_TRAINING: its parent has both, and MLflow takes 100
+        params in one request.
 
         MLflow's params cannot change: where a resumed run has another value (num_trials may grow), the new one
         becomes the tag `resumed.<name>`. Values of sagemaker.environment, which may be passwords, stay out.
         """
         config = without_secrets(config)
-        params = {name: render_param(value) for name, value in flatten(config).items()}
+        left_out = AROUND_TRAINING if is_trial else ()
+        params = {
+            name: render_param(value)
+            for name, value in flatten(config).items()
+            if name.partition(".")[0] not in left_out
+        }
         changed = {name: value for name, value in params.items() if self._known_params.get(name, value) != value}
         self.log_params({name: value for name, value in params.items() if name not in changed})
         self.set_tags({f"resumed.{name}": value for name, value in changed.items()})
-        if with_artifact:
+        if not is_trial:
             self.log_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), CONFIG_ARTIFACT)
 
     def log_params(self, params: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@ def record_trial(
     try:
         run.log_inputs(inputs)
         trial_config = with_values(config, values)
-        run.log_config(trial_config, with_artifact=False)
+        run.log_config(trial_config, is_trial=True)
         _follow(objective(trial_config), trial_config, run, progress, should_stop)
     except KeyboardInterrupt:
         run.set_tags({STATE_TAG: INTERRUPTED})

@@ -60,9 +60,9 @@ class FakeRun:
     def ref(self) -> "FakeRun":
         return self
 
-    def log_config(self, config: ExperimentConfig, *, with_artifact: bool = True) -> None:
+    def log_config(self, config: ExperimentConfig, *, is_trial: bool = False) -> None:
         self.params["train.lr"] = config.train.lr
-        assert not with_artifact, "a trial's config is its params"
+        assert is_trial, "a trial's config is its params"
 
     def log_inputs(self, inputs: Any) -> None: ...
 

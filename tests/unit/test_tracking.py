@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ConnectionError as NoConnection
 
-from dogbreed_ml.config import ExperimentConfig, TrackingConfig, flatten, with_values
+from dogbreed_ml.config import ExperimentConfig, TrackingConfig, with_values
 from dogbreed_ml.errors import TrackingError
 from dogbreed_ml.provenance import HOST_TAG, PID_TAG, PROCESS_START_TAG, is_gone, process_tags, render_command
 from dogbreed_ml.runs import Run
@@ -78,13 +78,14 @@ def _run(client: FakeClient, writers: list[RunWriter], *, retry_s: float = 30.0,
 def test_run_writes_a_short_trial_in_three_requests(writers: list[RunWriter]) -> None:
     client = FakeClient()
     with _run(client, writers) as run:
-        run.log_config(ExperimentConfig(), with_artifact=False)
+        run.log_config(ExperimentConfig(), is_trial=True)
         for step in range(5):
             run.log_metrics({"valid/loss": 1.0 - step / 10, "train/loss": 0.5}, step=step)
         run.set_tags({"trial.state": "COMPLETE"})
     assert client.kinds() == ["create_run", "log_batch", "set_terminated"]
     batch = client.requests[1][1]
-    assert len(batch["params"]) == len(flatten(ExperimentConfig()))
+    sections = {param.key.partition(".")[0] for param in batch["params"]}
+    assert sections == {"name", "data", "model", "features", "train", "search", "profile", "tracking"}
     assert [(metric.key, metric.step) for metric in batch["metrics"]][:2] == [("valid/loss", 0), ("train/loss", 0)]
 
 
@@ -201,7 +202,7 @@ def test_resumed_run_tags_a_param_that_changed(writers: list[RunWriter]) -> None
     client = FakeClient()
     config = ExperimentConfig()
     run = _run(client, writers, known={"search.num_trials": "20"})
-    run.log_config(with_values(config, {"search.num_trials": 30}), with_artifact=False)
+    run.log_config(with_values(config, {"search.num_trials": 30}), is_trial=True)
     run.finish()
     batch = next(values for kind, values in client.requests if kind == "log_batch")
     assert {t.key: t.value for t in batch["tags"]} == {"resumed.search.num_trials": "30"}
@@ -211,7 +212,7 @@ def test_resumed_run_tags_a_param_that_changed(writers: list[RunWriter]) -> None
 def test_search_space_is_a_json_param(writers: list[RunWriter]) -> None:
     client = FakeClient()
     with _run(client, writers) as run:
-        run.log_config(ExperimentConfig(), with_artifact=False)
+        run.log_config(ExperimentConfig(), is_trial=True)
     params = {p.key: p.value for p in client.requests[1][1]["params"]}
     assert json.loads(params["search.space"])["train.lr"]["log"] is True
 

@@ -295,7 +295,7 @@ def test_live_run_of_a_killed_job_is_ended_with_its_links(
     tracker: Tracker, parent: RunRef, storage: FolderStorage
 ) -> None:
     live = tracker.start_run(CONFIG.name, run_name="a-6", parent=parent, tags={JOB_TAG: "a-6"})
-    live.log_config(CONFIG, with_artifact=False)
+    live.log_config(CONFIG, is_trial=True)
     for result in _epochs(CONFIG):
         live.log_epoch(result)
     live.flush()
