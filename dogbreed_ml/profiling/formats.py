@@ -1,6 +1,6 @@
 """smdebug's files: where they lie, and how ours are written; SageMaker's look the same.
 
-    ROOT/system/incremental/YYYYMMDDHH/<10 digits: s of the first sample>.algo-1.json
+    ROOT/system/incremental/YYYYMMDDHH/<10 digits: s at which it was begun>.algo-1.json
     ROOT/framework/pevents/YYYYMMDDHH/<16 digits: us of the last event's end>_<pid>-algo-1_model_timeline.json
 
 A system file is JSON lines, a framework file a Chrome trace. smdebug's readers go by the names: the first system file's
@@ -28,7 +28,7 @@ MAX_FILE_CHARS: Final = 10_485_760
 
 
 def system_path(root: Path, timestamp_s: float, node: str = "algo-1") -> Path:
-    """Where a file belongs whose first sample is of that time."""
+    """Where a file belongs that was begun then: at its first sample, or before it."""
     return root / "system" / "incremental" / _hour(timestamp_s) / f"{int(timestamp_s):010d}.{node}.json"
 
 

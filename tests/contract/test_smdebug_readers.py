@@ -35,8 +35,12 @@ def smdebug() -> Iterator[Any]:
 
 
 def record(root: Path) -> None:
-    """Two epochs of steps that take time, beside a running sampler."""
-    clock = Clock.start()
+    """Two epochs of steps that take time, beside a running sampler.
+
+    It is started 20 ms before a full second, so that the first file's name and the first sample are of different ones.
+    """
+    now = Clock.start()
+    clock = Clock(now.epoch_ns // 10**9 * 10**9 + 980_000_000, now.counter_ns)
     with SystemSampler(root, interval_ms=10, clock=clock):
         recorder = TimelineRecorder(clock)
         recorder.loader = LoaderProcesses(2)
@@ -119,8 +123,8 @@ class TestSmdebugReaders:
         analysis = _analysis(root, smdebug)
         theirs, ours = analysis.get_job_statistics(), job_summary(recording)
         assert ours is not None
-        # smdebug counts from the whole second in the first file's name.
-        zero_s = int(recording.system.start_s)
+        # smdebug counts from the whole second in the first file's name, which may be the one before the first sample's.
+        zero_s = min(int(path.name.split(".")[0]) for path in (root / "system").rglob("*.json"))
         assert theirs["initialization"] / 1e6 + zero_s == pytest.approx(
             ours["job_start_s"] + ours["initialization_s"], abs=1e-5
         )

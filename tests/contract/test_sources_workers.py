@@ -33,6 +33,10 @@ def _images(batches: ImageBatches, *, epoch: int, order: torch.Tensor | None = N
     return torch.cat([images for images, _ in batches.batches(8, order=order, epoch=epoch)])
 
 
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
 def test_image_batches_do_not_depend_on_the_number_of_workers(split: Split) -> None:
     order = torch.randperm(len(split))
     expected = [_images(_batches(split, num_workers=0), epoch=epoch, order=order) for epoch in (0, 1)]
@@ -43,12 +47,14 @@ def test_image_batches_do_not_depend_on_the_number_of_workers(split: Split) -> N
 
 
 def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split) -> None:
+    # Processes that live as long as this one, such as multiprocessing's resource tracker, may be there from other tests.
+    others = _children()
     batches = _batches(split, num_workers=2)
     _images(batches, epoch=0)
-    workers = {child.pid for child in psutil.Process().children()}
+    workers = _children() - others
     assert len(workers) == 2
     _images(batches, epoch=1)
-    assert {child.pid for child in psutil.Process().children()} == workers
+    assert _children() - others == workers
     del batches
     gc.collect()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
