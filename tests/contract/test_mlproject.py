@@ -45,7 +45,7 @@ def test_every_verb_but_those_of_running_servers_is_an_entry_point(entry_points:
     assert set(entry_points) == {"main", *VERBS} - {"ui", "endpoints", "rollback", "delete", "sagemaker-local"}
 
 
-@pytest.mark.parametrize("name", ["main", *(set(CONFIG_VERBS) - {"endpoints", "rollback", "delete"})])
+@pytest.mark.parametrize("name", ["main", *sorted(set(CONFIG_VERBS) - {"endpoints", "rollback", "delete"})])
 def test_entry_point_without_parameters_is_the_dataclasses_defaults(
     name: str, entry_points: dict[str, EntryPoint], tmp_path: Path
 ) -> None:
