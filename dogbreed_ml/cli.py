@@ -278,6 +278,7 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
 
     from dogbreed_ml.context import Context
     from dogbreed_ml.progress import NO_PROGRESS, TerminalProgress
+    from dogbreed_ml.provenance import shown_arguments
 
     console = Console(file=sys.stderr)
     handler = _log_handler(console, names_level=command.verbose)
@@ -292,7 +293,7 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
         yield Context(
             project_dir=Path.cwd(),
             environment=MappingProxyType(dict(os.environ)),
-            argv=("dogbreed", *arguments),
+            argv=("dogbreed", *shown_arguments(arguments)),
             progress=NO_PROGRESS if command.quiet else TerminalProgress(console=console),
         )
     except DogbreedError as error:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from dogbreed_ml.checks import require, require_choice, require_number
 from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
@@ -26,6 +27,7 @@ SplitName = Literal["train", "valid", "test"]
 
 NOT_RECORDED = "(not recorded)"
 """Stands for the value of an environment variable."""
+_SECRET_PARAMETER = re.compile(r"(?i)(signature|sig|token|password|secret|credential|key)=")
 
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9](-?[A-Za-z0-9])*")
 
@@ -458,6 +460,17 @@ def without_secrets(config: ExperimentConfig) -> ExperimentConfig:
     """The config as it may be recorded: of sagemaker.environment the names alone."""
     hidden = dict.fromkeys(config.sagemaker.environment, NOT_RECORDED)
     return dataclasses.replace(config, sagemaker=dataclasses.replace(config.sagemaker, environment=hidden))
+
+
+def refuse_secrets(config: ExperimentConfig) -> None:
+    """Raises ConfigError where data.path has a password or a signature: it is recorded with every run and model."""
+    parts = urlsplit(config.data.path or "")
+    if parts.scheme in ("http", "https") and (parts.password or _SECRET_PARAMETER.search(parts.query)):
+        raise ConfigError(
+            f"data.path ({parts.scheme}://{parts.hostname}) must hold no password and no signature, since every run "
+            "and every model records it; put that into ~/.netrc, which downloads read, or download the archive by "
+            "other means and set data.path to the file."
+        )
 
 
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:

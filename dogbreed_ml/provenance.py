@@ -13,9 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from dogbreed_ml.config import NOT_RECORDED
+
 HOST_TAG, PID_TAG, PROCESS_START_TAG = "dogbreed.host", "dogbreed.pid", "dogbreed.process_start"
 
 _PACKAGES = ("dogbreed-ml", "mlflow", "numpy", "openvino", "optuna", "torch", "torchvision")
+_ENVIRONMENT_FLAG = "--sagemaker.environment"
 # The boot time that process start times are counted from moves by a second when the clock is set.
 _START_TOLERANCE_S = 2.0
 
@@ -49,6 +52,19 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def shown_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line as it may be recorded: of sagemaker.environment, which may hold secrets, the flag alone."""
+    shown: list[str] = []
+    for argument in arguments:
+        is_value = bool(shown) and shown[-1].startswith(_ENVIRONMENT_FLAG) and "=" not in shown[-1]
+        if is_value:
+            argument = NOT_RECORDED
+        elif argument.startswith(_ENVIRONMENT_FLAG) and "=" in argument:
+            argument = f"{argument.partition('=')[0]}={NOT_RECORDED}"
+        shown.append(argument)
+    return shown
 
 
 def render_command(argv: Sequence[str]) -> str:

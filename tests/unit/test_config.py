@@ -12,6 +12,7 @@ import pytest
 
 from dogbreed_ml import config as config_module
 from dogbreed_ml.config import (
+    NOT_RECORDED,
     CategoricalDimension,
     DataConfig,
     ExperimentConfig,
@@ -23,10 +24,12 @@ from dogbreed_ml.config import (
     flatten,
     from_dict,
     nearest,
+    refuse_secrets,
     to_dict,
     with_values,
 )
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.provenance import shown_arguments
 
 DEFAULTS = flatten(ExperimentConfig())
 
@@ -261,3 +264,38 @@ def test_float_dimension_over_a_whole_number_is_refused(name: str) -> None:
     space = {name: FloatDimension(low=1.0, high=100.0)}
     with pytest.raises(ConfigError, match=f"search.space.{name} must be of type int or categorical, got float"):
         with_values(ExperimentConfig(), {"search.space": space})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://rex:woof-4711@host/dogs.zip",
+        "https://host/dogs.zip?X-Amz-Signature=woof-4711",
+        "http://host/d?token=woof-4711",
+    ],
+)
+def test_secret_in_the_datas_address_is_refused_and_not_repeated(path: str) -> None:
+    with pytest.raises(ConfigError, match="netrc") as caught:
+        refuse_secrets(ExperimentConfig(data=DataConfig(source="archive", path=path)))
+    assert "woof-4711" not in str(caught.value)
+    refuse_secrets(ExperimentConfig(data=DataConfig(source="archive", path="https://host/dogs.zip?version=2")))
+
+
+def test_command_line_is_recorded_without_the_jobs_environment() -> None:
+    given = [
+        "train",
+        "--sagemaker.environment",
+        '{"TOKEN": "woof"}',
+        "--name",
+        "dogs",
+        "--sagemaker.environment.A=woof",
+    ]
+    shown = shown_arguments(given)
+    assert shown == [
+        "train",
+        "--sagemaker.environment",
+        NOT_RECORDED,
+        "--name",
+        "dogs",
+        f"--sagemaker.environment.A={NOT_RECORDED}",
+    ]
