@@ -16,7 +16,7 @@ from torch import nn
 from dogbreed_ml.checkpoint import Checkpoint, save_checkpoint
 from dogbreed_ml.config import ExperimentConfig, FeaturesConfig, without_secrets
 from dogbreed_ml.features import TABLE_FILE, adopt_table
-from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, RunProfiler, profiled_run
+from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, RunProfiler, profiled_run
 from dogbreed_ml.profiling.session import RAW_DIR
 from dogbreed_ml.train import EpochResult, FitState
 from dogbreed_ml.workbench import Workbench, preprocessing_of, uses_features
@@ -120,7 +120,7 @@ class JobTraining:
 
     @contextmanager
     def profiled(self, config: ExperimentConfig, run: "Run") -> Iterator[RunProfiler]:
-        """Our own profiler where profile.enabled is true: into the run, and to where SageMaker's looks for files."""
+        """Our own profiler where profile.enabled is true: into the run, and to where SageMaker and its rules look."""
         recorded = self.environment.work_dir / PROFILES_DIR / run.run_id / ARTIFACT_DIR / RAW_DIR
         try:
             with profiled_run(config, run, project_dir=self.environment.work_dir) as profiler:
@@ -129,12 +129,14 @@ class JobTraining:
         finally:
             if recorded.is_dir():
                 shutil.copytree(recorded, self.environment.output_dir / PROFILER_DIR, dirs_exist_ok=True)
+            tensors_dir = self.environment.work_dir / PROFILES_DIR / run.run_id / TENSORS_DIR
+            if config.profile.sagemaker_rules and tensors_dir.is_dir():
+                shutil.copytree(tensors_dir, self.environment.output_dir / TENSORS_DIR, dirs_exist_ok=True)
 
     @property
     def _state_paths(self) -> tuple[Path, Path]:
         """Written in turn: SageMaker copies them to S3 at any moment, so that of one it may have a half."""
-        first, second = (self.environment.checkpoint_dir / f"{self.environment.job_name}-{each}.pt" for each in "ab")
-        return first, second
+        return checkpoint_paths(self.environment.checkpoint_dir, self.environment.job_name)
 
     def _restored(self, config: ExperimentConfig) -> FitState | None:
         """The state of a spot job's earlier life, or an empty one to be kept; None where there is none to keep."""
@@ -154,6 +156,11 @@ class JobTraining:
         path = self._state_paths[len(self._results) % 2]
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state": state.values, "results": [vars(each) for each in self._results]}, path)
+
+
+def checkpoint_paths(checkpoint_dir: Path, job_name: str) -> tuple[Path, Path]:
+    """Of one job alone: the jobs of a search share their folder in S3."""
+    return checkpoint_dir / f"{job_name}-a.pt", checkpoint_dir / f"{job_name}-b.pt"
 
 
 def _load_state(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
+from dogbreed_ml.config import ExperimentConfig
 from sagemaker_jobs.client import configured_region
 from sagemaker_jobs.training.estimate import Estimate
 from sagemaker_jobs.training.jobinputs import JobPlan
@@ -58,10 +59,18 @@ class DryRun:
 
     @classmethod
     def of(
-        cls, requests: Mapping[str, Mapping[str, Any]], *, plan: JobPlan, estimate: Estimate, placement: Placement
+        cls,
+        requests: Mapping[str, Mapping[str, Any]],
+        *,
+        config: ExperimentConfig,
+        plan: JobPlan,
+        estimate: Estimate,
+        placement: Placement,
     ) -> "DryRun":
+        """Whoever reads a log of this answer need not read the values of `sagemaker.environment` too."""
         num_bytes = sum(path.stat().st_size for path in plan.files.values()) + sum(map(len, plan.contents.values()))
-        return cls(requests, estimate, placement, len(plan.files) + len(plan.contents), num_bytes)
+        shown = {name: _hidden(request, config.sagemaker.environment) for name, request in requests.items()}
+        return cls(shown, estimate, placement, len(plan.files) + len(plan.contents), num_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -80,3 +89,13 @@ class DryRun:
             lines.append(f"placeholders, known once the account is: {named}")
         lines.append(f"uploads {self.num_files} files, {self.num_bytes / 2**20:.1f} MiB, less what is there already")
         return "\n".join([*lines, self.estimate.render(), "nothing was sent"])
+
+
+def _hidden(request: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The request with the user's variables by name alone, in the job itself or in a tuning job's definition of one."""
+    shown = dict(request)
+    if "TrainingJobDefinition" in shown:
+        shown["TrainingJobDefinition"] = _hidden(shown["TrainingJobDefinition"], environment)
+    if "Environment" in shown:
+        shown["Environment"] = {**shown["Environment"], **dict.fromkeys(environment, HIDDEN)}
+    return shown

@@ -3,7 +3,7 @@
 The instance is another machine: the estimate says so, and says what a job can cost at most.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,7 @@ from dogbreed_ml.data.loaders import ImageBatches
 from dogbreed_ml.data.splits import Split, Splits
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import decoded_batches
+from dogbreed_ml.progress import NO_PROGRESS, Advance, Progress
 from dogbreed_ml.train import Batches, evaluate, fit
 from dogbreed_ml.workbench import Workbench, preprocessing_of, uses_features
 from sagemaker_jobs.pricing import Price
@@ -26,6 +27,11 @@ _NUM_FEATURE_IMAGES = 16
 _NUM_HEAD_STEPS = 16
 _NUM_OTHER_IMAGES = 8
 """In the one step of a network with convolutions to train: the whole one trains on 6 images a second on 2 cores."""
+_NUM_WARM_UP = 2
+"""Images of a first, slow pass; of a single one batch normalization may find nothing to normalize by."""
+_NUM_PARTS = 3
+_PART_S = 3.0
+"""About how long each part is measured at most: on a busy machine, fewer images."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,18 @@ class Estimate:
 
 
 def estimate_jobs(
-    config: ExperimentConfig, splits: Splits | None, *, price: Price | None, num_trainings: int = 1
+    config: ExperimentConfig,
+    splits: Splits | None,
+    *,
+    price: Price | None,
+    num_trainings: int = 1,
+    progress: Progress = NO_PROGRESS,
 ) -> Estimate:
-    """Measures a few steps (at most about 10 s) and multiplies."""
+    """Measures a few steps (about 10 s on an idle machine) and multiplies."""
     features_s = training_s = None
     if splits is not None:
-        speed = measure_speed(config, splits)
+        with progress.track("measuring a few steps here", _NUM_PARTS, "parts") as advance:
+            speed = measure_speed(config, splits, advance=advance)
         features_s = speed.features_s(config, splits)
         training_s = num_trainings * speed.training_s(config, splits)
     return Estimate(
@@ -129,27 +141,35 @@ def estimate_jobs(
     )
 
 
-def measure_speed(config: ExperimentConfig, splits: Splits) -> Speed:
+def measure_speed(config: ExperimentConfig, splits: Splits, *, advance: Advance = lambda _: None) -> Speed:
     """A few images and steps of this config, with random weights: no number of theirs takes another time."""
     config = replace(config, model=replace(config.model, weights="random"))
     device = device_of()
     bench = Workbench(splits, Path(), device)
     if not uses_features(config):
-        num_images = min(_NUM_OTHER_IMAGES, len(splits.train))
-        images = ImageBatches(
-            _first(splits.train, num_images),
-            preprocessing_of(config),
-            augmentation=config.train.augmentation,
-            num_workers=0,
-            seed=config.train.seed,
-        )
-        train_s, evaluation_s = _time_epoch(bench, config, images, batch_size=num_images)
-        return Speed(0.0, train_s, evaluation_s)
+
+        def images(num_images: int) -> ImageBatches:
+            return ImageBatches(
+                _first(splits.train, num_images),
+                preprocessing_of(config),
+                augmentation=config.train.augmentation,
+                num_workers=0,
+                seed=config.train.seed,
+            )
+
+        advance(1)
+        most = min(_NUM_OTHER_IMAGES, len(splits.train))
+        return Speed(0.0, *_time_epoch(bench, config, images, most=most, batch_size=most, advance=advance))
     feature_s, shape = _time_features(bench, config, splits)
+    advance(1)
     is_head = config.model.trainable == "head"
-    num_images = _NUM_HEAD_STEPS * config.train.batch_size if is_head else _NUM_OTHER_IMAGES
-    drawn = _Drawn(min(len(splits.train), num_images), shape, bench.num_classes)
-    return Speed(feature_s, *_time_epoch(bench, config, drawn, batch_size=config.train.batch_size))
+    most = min(len(splits.train), _NUM_HEAD_STEPS * config.train.batch_size if is_head else _NUM_OTHER_IMAGES)
+
+    def drawn(num_images: int) -> _Drawn:
+        return _Drawn(num_images, shape, bench.num_classes)
+
+    batch_size = config.train.batch_size
+    return Speed(feature_s, *_time_epoch(bench, config, drawn, most=most, batch_size=batch_size, advance=advance))
 
 
 def _time_features(bench: Workbench, config: ExperimentConfig, splits: Splits) -> tuple[float, tuple[int, ...]]:
@@ -167,20 +187,29 @@ def _time_features(bench: Workbench, config: ExperimentConfig, splits: Splits) -
         return tuple(map(int, shapes[0]))
 
     # The first pass of a module chooses its algorithms.
-    shape = run(2)
     start = perf_counter()
-    run(len(samples))
-    return (perf_counter() - start) / len(samples), shape
+    shape = run(_NUM_WARM_UP)
+    num_images = _num_within(perf_counter() - start, most=len(samples))
+    start = perf_counter()
+    run(num_images)
+    return (perf_counter() - start) / num_images, shape
 
 
 def _time_epoch(
-    bench: Workbench, config: ExperimentConfig, batches: Batches, *, batch_size: int
+    bench: Workbench,
+    config: ExperimentConfig,
+    batches_of: Callable[[int], Batches],
+    *,
+    most: int,
+    batch_size: int,
+    advance: Advance,
 ) -> tuple[float, float]:
-    """Seconds an image takes in training and in evaluation; the first epoch warms up."""
+    """Seconds an image takes in training and in evaluation, with at most so many images; a first epoch warms up."""
     model = bench.model(config)
-    train = replace(config.train, num_epochs=2, batch_size=batch_size, patience=None)
-    results = list(
-        fit(
+    train = replace(config.train, num_epochs=1, batch_size=batch_size, patience=None)
+
+    def train_s(batches: Batches) -> float:
+        (result,) = fit(
             model,
             batches,
             valid=None,
@@ -189,11 +218,24 @@ def _time_epoch(
             num_classes=bench.num_classes,
             device=bench.device,
         )
-    )
+        return result.seconds
+
+    # A head is quick whatever the machine; its first images say nothing of the others.
+    is_quick = config.model.trainable == "head"
+    warm_up_s = train_s(batches_of(_NUM_WARM_UP))
+    batches = batches_of(most if is_quick else _num_within(warm_up_s, most=most))
+    epoch_s = train_s(batches)
+    advance(1)
     start = perf_counter()
     evaluate(model, batches, device=bench.device)
     evaluation_s = perf_counter() - start
-    return results[-1].seconds / batches.num_samples, evaluation_s / batches.num_samples
+    advance(1)
+    return epoch_s / batches.num_samples, evaluation_s / batches.num_samples
+
+
+def _num_within(warm_up_s: float, *, most: int) -> int:
+    """How many images take about _PART_S, where those of the warm-up took so long."""
+    return max(_NUM_WARM_UP, min(most, int(_NUM_WARM_UP * _PART_S / warm_up_s)))
 
 
 def _first(split: Split, num_samples: int) -> Split:

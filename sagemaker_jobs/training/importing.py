@@ -107,7 +107,9 @@ def import_job(
         tags=tags,
         last=(IMPORTED_TAG, digest),
     )
-    logger.info("%s is recorded as run %s (%s)", name, run_id, ending.status)
+    # A trial has its line in the search's table.
+    level = logging.INFO if number is None else logging.DEBUG
+    logger.log(level, "%s is recorded as run %s (%s)", name, run_id, ending.status)
     return run_id
 
 

@@ -41,6 +41,10 @@ class JobGoneError(CloudError):
         self.job = job
 
 
+class JobFailedError(CloudError):
+    """The job ended, and not as Completed; its run says so too."""
+
+
 def describe_job(aws: Aws, name: str) -> Job | None:
     """None where there is no such job; patient, since a look does no harm."""
 
@@ -72,7 +76,7 @@ def send_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFile) -> N
             # Neither is known now. The launch file stays, and the next command looks before it sends anything.
             raise refusal from None
         if not is_there:
-            launch_file.clear()
+            launch_file.clear(name)
             raise
         logger.info("the answer was lost, the training job %s is there", name)
     launch_file.save(Launch(name, aws.region, is_created=True))
@@ -142,7 +146,7 @@ def settle_interrupt(aws: Aws, launch_file: LaunchFile, *, question: Question | 
         return None
     job = describe_job(aws, launch.name)
     if job is None:
-        launch_file.clear()
+        launch_file.clear(launch.name)
         logger.warning("No training job was started.")
         return None
     if job["TrainingJobStatus"] in ENDED:

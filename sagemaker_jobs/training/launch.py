@@ -59,9 +59,14 @@ class LaunchFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, json.dumps(asdict(launch)))
 
-    def clear(self) -> None:
-        """Once the job is brought home, or never began: the same command then starts a new one."""
-        self.path.unlink(missing_ok=True)
+    def clear(self, name: str) -> None:
+        """Once this job is brought home, or never began: the same command then starts a new one.
+
+        Another job stays known: the same command, given elsewhere meanwhile, may have started it.
+        """
+        launch = self.load()
+        if launch is not None and launch.name == name:
+            self.path.unlink(missing_ok=True)
 
 
 def config_key(config: ExperimentConfig, scope: str = "") -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.config import ExperimentConfig, refuse_secrets
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
@@ -24,11 +24,12 @@ from sagemaker_jobs.client import Aws
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.pricing import Price, find_price
 from sagemaker_jobs.storage import Storage
-from sagemaker_jobs.training.dryrun import HIDDEN, DryRun, Placement
+from sagemaker_jobs.training.dryrun import DryRun, Placement
 from sagemaker_jobs.training.estimate import estimate_jobs
 from sagemaker_jobs.training.importing import import_job
 from sagemaker_jobs.training.jobcontrol import (
     Job,
+    JobFailedError,
     JobGoneError,
     Question,
     describe_job,
@@ -39,7 +40,7 @@ from sagemaker_jobs.training.jobcontrol import (
     settle_interrupt,
 )
 from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs, prepare_inputs
-from sagemaker_jobs.training.joboutputs import fetch_checkpoint, log_rule_output
+from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
 from sagemaker_jobs.training.launch import MAX_TRAINING_JOB_NAME, Launch, LaunchFile, config_key, job_name
 from sagemaker_jobs.training.training_request import training_job_request
 
@@ -59,6 +60,7 @@ def train(
     `question` is asked after Ctrl-C whether to stop the job; without it the job goes on. `aws` is closed at the end;
     by default it is the config's. Raises CloudError.
     """
+    refuse_secrets(config)
     spans = SpanTotals()
     with spans.span("start"):
         tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
@@ -85,6 +87,7 @@ def train(
 
 def plan(config: ExperimentConfig, *, context: Context, today: date | None = None) -> DryRun:
     """What `train` would send, and an estimate of its time and cost. Needs neither credentials nor a region."""
+    refuse_secrets(config)
     splits = _splits(config, context)
     placement = Placement.of(config.sagemaker)
     environment = record_variables(context.tracking_uri)
@@ -99,11 +102,10 @@ def plan(config: ExperimentConfig, *, context: Context, today: date | None = Non
             region=placement.region,
             tags=_tags(config, context),
         )
-        # Whoever reads a log of this answer need not read those too.
-        request["Environment"] |= dict.fromkeys(config.sagemaker.environment, HIDDEN)
         price = price_of(config, context, region=placement.region, today=today)
-        estimate = estimate_jobs(config, splits, price=price)
-        return DryRun.of({"CreateTrainingJob": request}, plan=inputs, estimate=estimate, placement=placement)
+        estimate = estimate_jobs(config, splits, price=price, progress=context.progress)
+        requests = {"CreateTrainingJob": request}
+        return DryRun.of(requests, config=config, plan=inputs, estimate=estimate, placement=placement)
 
 
 def price_of(config: ExperimentConfig, context: Context, *, region: str, today: date | None = None) -> Price | None:
@@ -113,13 +115,15 @@ def price_of(config: ExperimentConfig, context: Context, *, region: str, today: 
     except ConfigError:
         aws = None
     try:
+        # The local SageMaker has no price list to ask.
+        asked = None if aws is None or aws.is_local else aws
         return find_price(
             config.sagemaker,
             instance_type=config.sagemaker.instance_type,
             component="Training",
             region=region,
             project_dir=context.project_dir,
-            aws=aws,
+            aws=asked,
             today=today or datetime.now(UTC).date(),
         )
     finally:
@@ -158,12 +162,26 @@ class _Task:
             try:
                 job = follow_job(self.aws, job["TrainingJobName"], timeout_s=longest_s(job))
             except JobGoneError as gone:
-                self._bury(gone)
+                with self.launch_file.locked():
+                    self._bury(gone)
                 raise
         return self.bring_home(job)
 
     def bring_home(self, job: Job) -> TrainSummary:
-        """The ended job's run, model and summary; raises CloudError where it did not complete. May be repeated."""
+        """The ended job's run, model and summary; raises CloudError where it did not complete. May be repeated.
+
+        One command at a time: another that followed the same job finds its run and its model made.
+        """
+        with self.launch_file.locked():
+            try:
+                summary = self._brought_home(job)
+            except (JobFailedError, IncompleteJobError):
+                self.launch_file.clear(job["TrainingJobName"])
+                raise
+            self.launch_file.clear(job["TrainingJobName"])
+        return summary
+
+    def _brought_home(self, job: Job) -> TrainSummary:
         with self.spans.span("import"):
             storage = self._storage()
             run_id = self._imported(job, storage)
@@ -171,13 +189,10 @@ class _Task:
             if self.config.profile.sagemaker_rules:
                 log_rule_output(self.tracker, run_id, job, storage=storage)
         if job["TrainingJobStatus"] != "Completed":
-            self.launch_file.clear()
-            raise CloudError(f"{failure_of(job)}. Its run is {run_id}; its log is above.")
+            raise JobFailedError(f"{failure_of(job)}. Its run is {run_id}; its log is above.")
         with self.spans.span("model"):
             model_uri = self._model_uri(run_id, job, storage)
-        summary = self._summary(run_id, model_uri)
-        self.launch_file.clear()
-        return summary
+        return self._summary(run_id, model_uri)
 
     def bring_home_quietly(self, job: Job) -> None:
         """After Ctrl-C: the record is made, and what went wrong is told beside."""
@@ -202,7 +217,7 @@ class _Task:
             self._bury(gone)
             raise gone
         # The request never arrived.
-        self.launch_file.clear()
+        self.launch_file.clear(launch.name)
         return None
 
     def _started(self, role_arn: str) -> Job:
@@ -247,7 +262,7 @@ class _Task:
         }
         ended = {"TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": "The job was deleted."}
         self._imported({**known, **ended}, storage)
-        self.launch_file.clear()
+        self.launch_file.clear(gone.name)
 
     def _storage(self) -> Storage:
         return Storage.open(self.aws, self.config.sagemaker)
@@ -272,7 +287,7 @@ class _Task:
 
         test = of("test/")
         if "accuracy_top1_low" not in test:
-            raise CloudError(
+            raise IncompleteJobError(
                 f"The job of run {run_id} completed and left no evaluation in its record; its log says what it did."
             )
         interval = (test.pop("accuracy_top1_low"), test.pop("accuracy_top1_high"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dogbreed_ml.config import ExperimentConfig, flatten
+from dogbreed_ml.debugging.parameters import TENSOR_RULES, rule_collections
 from dogbreed_ml.errors import ConfigError
 from sagemaker_jobs.client import check
 from sagemaker_jobs.images import debugger_image_uri, image_uri
@@ -18,6 +19,9 @@ MAX_TAGS: Final = 50
 
 PROGRAM: Final = "train.py"
 """Of the source archive."""
+
+TENSORS_PATH: Final = "/opt/ml/output/tensors"
+"""Where SageMaker takes a job's tensors from; it is its own default."""
 
 _SHOWN_SECTIONS = ("train.", "model.")
 # model.weights is a path of this machine; the job has its weights from a channel.
@@ -51,6 +55,8 @@ def training_job_request(
         request["CheckpointConfig"] = {"S3Uri": f"{inputs.output_uri}/{name}/checkpoints"}
     if config.profile.sagemaker_rules:
         request |= profiler_members(config, region=region, output_uri=inputs.output_uri)
+        if config.profile.debugger:
+            request |= debugger_members(config, region=region, output_uri=inputs.output_uri)
     check_hyperparameters(request["HyperParameters"])
     check("CreateTrainingJob", request)
     return request
@@ -139,6 +145,34 @@ def profiler_members(config: ExperimentConfig, *, region: str, output_uri: str) 
         "ProfilingIntervalInMilliseconds": fitting[0] if fitting else _PROFILING_INTERVALS_MS[-1],
     }
     return {"ProfilerConfig": profiler, "ProfilerRuleConfigurations": configured}
+
+
+def debugger_members(config: ExperimentConfig, *, region: str, output_uri: str) -> dict[str, Any]:
+    """DebugHookConfig, and SageMaker's tensor rules over what our hook saves: those that we judge ourselves too."""
+    image = debugger_image_uri(region)
+    collections: dict[str, dict[str, str]] = {}
+    configured = []
+    for rule in TENSOR_RULES:
+        parameters = config.profile.tensor_rules.get(rule, {})
+        configured.append(
+            {
+                "RuleConfigurationName": rule,
+                "RuleEvaluatorImage": image,
+                "RuleParameters": {"rule_to_invoke": rule} | {key: str(value) for key, value in parameters.items()},
+            }
+        )
+        for name, regex in rule_collections(rule).items():
+            collections[name] = {"save_interval": str(config.profile.save_interval)}
+            if regex is not None:
+                collections[name]["include_regex"] = regex
+    hook = {
+        "S3OutputPath": output_uri,
+        "LocalPath": TENSORS_PATH,
+        "CollectionConfigurations": [
+            {"CollectionName": name, "CollectionParameters": given} for name, given in collections.items()
+        ],
+    }
+    return {"DebugHookConfig": hook, "DebugRuleConfigurations": configured}
 
 
 def request_tags(config: ExperimentConfig, own: Mapping[str, str]) -> list[dict[str, str]]:

@@ -70,7 +70,7 @@ def compute_features(
     # The launch file stays: another search over the same features finds them.
     import_job(tracker, job, storage=storage, config=wanted, parent=parent.ref)
     if job["TrainingJobStatus"] != "Completed":
-        launch_file.clear()
+        launch_file.clear(job["TrainingJobName"])
         raise CloudError(f"{failure_of(job)}. It was to compute the features; its log is above.")
     return _tables_uri(job)
 
@@ -96,7 +96,7 @@ def _found(launch_file: LaunchFile, storage: Storage) -> Job | None:
         return None
     job = describe_job(storage.aws, launch.name)
     if job is None or (job["TrainingJobStatus"] == "Completed" and not _tables_are_there(job, storage)):
-        launch_file.clear()
+        launch_file.clear(launch.name)
         return None
     logger.info("the job %s computes the features, or has (%s)", launch.name, job["TrainingJobStatus"])
     return job

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.config import ExperimentConfig, refuse_secrets
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError, SearchError
@@ -89,6 +89,7 @@ def plan(
 
     The features are not computed for it, and what an earlier search would change is not looked up.
     """
+    refuse_secrets(config)
     source = Source.of(warm_start)
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     placement = Placement.of(config.sagemaker)
@@ -106,9 +107,11 @@ def plan(
         if source.job_names:
             logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
         price = price_of(config, context, region=placement.region, today=today)
-        estimate = estimate_jobs(config, splits, price=price, num_trainings=num_possible_trials(config.search))
+        estimate = estimate_jobs(
+            config, splits, price=price, num_trainings=num_possible_trials(config.search), progress=context.progress
+        )
         requests = {"CreateHyperParameterTuningJob": request}
-        return DryRun.of(requests, plan=planned, estimate=estimate, placement=placement)
+        return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class _Search:
             summary = finish_search(
                 config, result, bench=self.bench, tracker=self.tracker, parent=parent, spans=self.spans
             )
-            self._forget(name)
+            self.launch_file.clear(name)
         return replace(summary, cache_hits=int(is_cached), resumed=found is not None)
 
     # Which tuning job ------------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ class _Search:
     def _refuse_deleted(self, name: str, found: Job | None) -> None:
         launch = self.launch_file.load()
         if found is None and launch is not None and launch.is_created:
-            self.launch_file.clear()
+            self.launch_file.clear(name)
             raise TuningJobGoneError(name)
 
     def _parent_run_id(self, name: str, *, is_attached: bool) -> str | None:
@@ -253,14 +256,8 @@ class _Search:
             return _result(job, follower)
         # There is nothing more to come from this one.
         except (TuningJobGoneError, SearchError):
-            self._forget(follower.name)
+            self.launch_file.clear(follower.name)
             raise
-
-    def _forget(self, name: str) -> None:
-        """The same command starts a new tuning job from now on; one that is not this one stays known."""
-        launch = self.launch_file.load()
-        if launch is not None and launch.name == name:
-            self.launch_file.clear()
 
     def _display(self, config: ExperimentConfig) -> AbstractContextManager[SearchDisplay]:
         progress = self.context.progress

@@ -78,7 +78,7 @@ def send_tuning_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFil
             # Neither is known now. The launch file stays, and the next command looks before it sends anything.
             raise refusal from None
         if not is_there:
-            launch_file.clear()
+            launch_file.clear(name)
             raise
         logger.info("the answer was lost, the tuning job %s is there", name)
     launch_file.save(Launch(name, aws.region, is_created=True))
@@ -91,7 +91,7 @@ def settle_tuning_job(aws: Aws, name: str, launch_file: LaunchFile, *, question:
     """
     description = describe_tuning_job(aws, name)
     if description is None:
-        launch_file.clear()
+        launch_file.clear(name)
         logger.warning("No tuning job was started.")
         return False
     if description["HyperParameterTuningJobStatus"] in ENDED:

@@ -121,6 +121,8 @@ def test_job_record_is_found_by_the_same_config_data_and_store_alone(tmp_path: P
         LaunchFile.of(tmp_path, "train", with_values(config, {"train.lr": 0.5}), scope="fingerprint store"),
     ]
     assert [each.load() for each in others] == [None, None, None]
-    launch_file.clear()
-    launch_file.clear()
+    launch_file.clear("dogs-0")
+    assert launch_file.load() == Launch("dogs-1", "us-west-2")
+    launch_file.clear("dogs-1")
+    launch_file.clear("dogs-1")
     assert launch_file.load() is None

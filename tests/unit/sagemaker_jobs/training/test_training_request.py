@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dogbreed_ml.config import ExperimentConfig, with_values
+from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.train import EpochResult
@@ -44,6 +45,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tags": {"sagemaker__tags": {"team": "kennel", "cost-center": "42"}},
     "environment": {"sagemaker__environment": {"NCCL_DEBUG": "INFO"}},
     "rules": {"profile__sagemaker_rules": True, "profile__rules": {"StepOutlier_stddev": 2}},
+    "tensor rules": {
+        "profile__sagemaker_rules": True,
+        "profile__debugger": True,
+        "profile__rules": {"VanishingGradient_threshold": 1e-6},
+    },
     "patience": {"train__patience": 3},
 }
 
@@ -58,6 +64,7 @@ def test_training_request_is_what_botocores_model_allows(variant: str) -> None:
     assert all(len(value) <= 2500 for value in request["HyperParameters"].values())
     assert len(request["AlgorithmSpecification"]["MetricDefinitions"]) <= 40
     assert len(request.get("ProfilerRuleConfigurations", ())) <= 20
+    assert len(request.get("DebugRuleConfigurations", ())) <= 20
     assert len(request["Tags"]) <= 50
 
 
@@ -105,6 +112,21 @@ def test_training_request_has_sagemakers_rules_only_where_asked_for() -> None:
     assert rules[0] == "ProfilerReport"
     assert {"LowGPUUtilization", "IOBottleneck", "StepOutlier", "Dataloader"} < set(rules)
     assert len(rules) == len(set(rules))
+
+
+def test_training_request_has_sagemakers_tensor_rules_over_what_the_debugger_saves() -> None:
+    judged = build(**VARIANTS["tensor rules"], profile__save_interval=7)
+
+    assert "DebugRuleConfigurations" not in build(**VARIANTS["rules"])
+    assert "DebugHookConfig" not in build(profile__debugger=True)
+    rules = {each["RuleConfigurationName"]: each["RuleParameters"] for each in judged["DebugRuleConfigurations"]}
+    assert set(rules) == set(TENSOR_RULES)
+    assert rules["VanishingGradient"] == {"rule_to_invoke": "VanishingGradient", "threshold": "1e-06"}
+    hook = judged["DebugHookConfig"]
+    assert hook["LocalPath"] == "/opt/ml/output/tensors"
+    saved = {each["CollectionName"]: each["CollectionParameters"] for each in hook["CollectionConfigurations"]}
+    assert saved["gradients"] == {"save_interval": "7"}
+    assert any("relu" in given.get("include_regex", "") for given in saved.values())
 
 
 def test_training_request_shows_the_training_and_no_path_of_this_machine() -> None:

@@ -23,6 +23,7 @@ from dogbreed_ml.runs import RunRef
 from dogbreed_ml.train import EpochResult
 from dogbreed_ml.warmstart import parse_value
 from sagemaker_jobs.job.environment import JobEnvironment, record_variables
+from sagemaker_jobs.job.jobtraining import checkpoint_paths
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.tuningplan import parse_plan
 from sagemaker_jobs.training.metrics import OBJECTIVE_METRIC, objective_definition, render_objective
@@ -100,6 +101,18 @@ def test_request_fits_botocores_model_and_the_local_tuner(search: dict[str, Any]
     assert plan.search.stops_early == (search["pruner"] == "median")
     expected = {"tpe": "Bayesian", "gp": "Bayesian", "random": "Random"}[search["sampler"]]
     assert plan.search.strategy == ("Hyperband" if search["pruner"] == "hyperband" else expected)
+
+
+def test_jobs_of_a_spot_search_keep_checkpoints_apart_by_their_names(tmp_path: Path) -> None:
+    kept = {"S3Uri": "s3://bucket/jobs/dogs-tune-1/checkpoints"}
+    spot = {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
+    built = request(config(SPACE), EnableManagedSpotTraining=True, CheckpointConfig=kept, StoppingCondition=spot)
+
+    check_request("sagemaker", "CreateHyperParameterTuningJob", built)
+    # One prefix for all: SageMaker has no other for the jobs of a search.
+    assert built["TrainingJobDefinition"]["CheckpointConfig"] == kept
+    names = {path.name for job in ("dogs-001-a", "dogs-002-b") for path in checkpoint_paths(tmp_path, job)}
+    assert len(names) == 4
 
 
 def test_request_hands_a_job_what_it_needs_and_searched_values_once() -> None:
