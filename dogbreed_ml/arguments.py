@@ -109,14 +109,18 @@ def _parse_verb(verb: Verb, argv: list[str]) -> Command:
     path = _config_path(argv) if verb in CONFIG_VERBS else None
     try:
         if path is not None:
-            values = load_config_file(path)
-            base = parser.parse_object(values)
+            # No file names what is given by its place alone; parse_object would miss it.
+            by_place = {each.name: [""] for each in _option_fields(verb) if each.metadata["nargs"]}
+            base = parser.parse_object({**load_config_file(path), **by_place})
     except ArgumentError as error:
         raise ConfigError(f"{path}: {_render_error(str(error), verb)}") from error
     try:
         values = parser.parse_args(argv, namespace=base).as_dict()
     except ArgumentError as error:
         raise ConfigError(_render_error(str(error), verb)) from error
+    for each in _option_fields(verb):
+        if each.metadata["nargs"] and values[each.name] == [""]:
+            raise ConfigError(f"{each.metadata['metavar']} is required: dogbreed {verb} --help.")
     return _to_command(verb, values)
 
 

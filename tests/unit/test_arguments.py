@@ -340,6 +340,16 @@ def test_delete_takes_a_name() -> None:
     assert command.config.sagemaker.region == "eu-west-1"
 
 
+def test_config_file_does_not_stand_for_what_is_given_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "dogs.yaml"
+    path.write_text("name: dogs\n", encoding="utf-8")
+    for argv in (["delete", "rex", "--config", str(path)], ["delete", "--config", str(path), "rex"]):
+        command = parse(argv)
+        assert (command.options, command.config.name) == (DeleteOptions(endpoint="rex"), "dogs")
+    with pytest.raises(ConfigError, match="NAME is required: dogbreed delete --help"):
+        parse(["delete", "--config", str(path)])
+
+
 def test_config_flags_belong_to_the_verbs_that_read_them() -> None:
     assert refusal("predict", "a.jpg", "--train.lr", "1").startswith("--train.lr is not a flag of dogbreed predict")
     assert refusal("ui", "--json") == "--json is not a flag of dogbreed ui."
