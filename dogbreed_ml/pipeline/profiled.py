@@ -23,12 +23,14 @@ from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
 from dogbreed_ml.debugging.debugger import Debugger, has_tensors, judge_tensors
 from dogbreed_ml.debugging.epochs import judge_epochs
+from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import DogbreedError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.recordings import LoaderProcesses
 from dogbreed_ml.profiling.report import save_profiler_report
+from dogbreed_ml.profiling.rulereports import load_rule_reports
 from dogbreed_ml.profiling.session import Profile, ProfileSession, judge_folder, profiled
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.spans import NO_SPANS, Spans
@@ -46,6 +48,9 @@ ARTIFACT_DIR: Final = "profiler"
 TENSORS_DIR: Final = "tensors"
 DEBUG_OUTPUT_DIR: Final = "debug-output"
 """Where a SageMaker job's hook saves tensors, beside profiler-output."""
+
+AS_RECORDED: Final = " (judged during the run, by its parameters)"
+"""Ends the reason of a verdict that was not made anew."""
 
 _RECORDED_SUFFIXES: Final = frozenset({".json", ".csv", ".tfevents", ".ts"})
 """Profiler files, tensors with their index, and smdebug's mark of a job's end."""
@@ -115,8 +120,8 @@ def profile(config: ExperimentConfig, *, context: Context) -> ProfileSummary:
 def judge_source(source: str, config: ExperimentConfig, *, context: Context) -> ProfileSummary:
     """Judges recorded files without a training: a folder, s3://bucket/prefix, or the id of a profiled run.
 
-    Ours and a SageMaker job's are the same to it; where saved tensors lie beside them, they are judged too. The report
-    is kept under PROFILES_DIR.
+    Ours and a SageMaker job's are the same to it; where saved tensors lie beside them, they are judged too, and where
+    none do, the tensor rules' verdicts are those of the run itself. The report is kept under PROFILES_DIR.
     """
     parent_dir = context.project_dir / PROFILES_DIR
     if source.startswith("s3://"):
@@ -130,11 +135,19 @@ def judge_source(source: str, config: ExperimentConfig, *, context: Context) -> 
     else:
         recorded = folder = _fetched_run(source, config, context, parent_dir)
     tensors_dir = _tensors_beside(recorded)
-    tensors = judge_tensors(tensors_dir, parameters=config.profile.tensor_rules) if tensors_dir else ()
+    if tensors_dir is not None:
+        tensors = judge_tensors(tensors_dir, parameters=config.profile.tensor_rules)
+    else:
+        tensors = tuple(_as_recorded(verdict) for verdict in load_rule_reports(recorded, TENSOR_RULES))
     found = judge_folder(recorded, config.profile, folder=folder, tensor_verdicts=tensors)
     return ProfileSummary(
         run_id=None, report_path=str(_save_report(found, title=source)), verdicts=found.verdicts, figures=found.figures
     )
+
+
+def _as_recorded(verdict: Verdict) -> Verdict:
+    """Tensors stay on the machine of their run, and epochs' figures are in its metrics: neither is in the files."""
+    return replace(verdict, reason=f"{verdict.reason.removesuffix(AS_RECORDED)}{AS_RECORDED}")
 
 
 def _tensors_beside(recorded: Path) -> Path | None:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.files import write_whole
-from dogbreed_ml.profiling.verdicts import Verdict
+from dogbreed_ml.profiling.verdicts import Evidence, Verdict
 
 REPORTS_DIR: Final = "profiler-output/profiler-reports"
 
@@ -48,6 +49,34 @@ def save_rule_reports(verdicts: Iterable[Verdict], folder: Path) -> list[Path]:
         path = folder / REPORTS_DIR / f"{verdict.rule}.json"
         paths.append(write_whole(path, json.dumps(rule_report(verdict), indent=2, allow_nan=False)))
     return paths
+
+
+def load_rule_reports(folder: Path, rules: Iterable[str]) -> tuple[Verdict, ...]:
+    """Verdicts that `save_rule_reports` left under `folder`; a rule without a file is left out.
+
+    Parameters come back as text. Raises ProfileError for a file that is not one of ours.
+    """
+    paths = (folder / REPORTS_DIR / f"{rule}.json" for rule in rules)
+    return tuple(_load(path) for path in paths if path.is_file())
+
+
+def _load(path: Path) -> Verdict:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        details = dict(report["Details"])
+        return Verdict(
+            path.stem,
+            details.pop("status"),
+            details.pop("reason"),
+            report["RuleTriggered"],
+            report["Datapoints"],
+            dict(line.split(":", 1) for line in report["RuleParameters"].splitlines()),
+            tuple(Evidence(**each) for each in details.pop("evidence")),
+            details.pop("recommendation"),
+            details,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"{path} is not a rule's report as dogbreed writes it: {error!r}.") from error
 
 
 def _plain(value: Any) -> Any:

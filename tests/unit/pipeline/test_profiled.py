@@ -29,7 +29,15 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ProfileError
-from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, judge_source, profile, profiled_run
+from dogbreed_ml.pipeline.profiled import (
+    ARTIFACT_DIR,
+    AS_RECORDED,
+    PROFILES_DIR,
+    TENSORS_DIR,
+    judge_source,
+    profile,
+    profiled_run,
+)
 from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, suggest
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import RULES
@@ -183,6 +191,25 @@ def test_recorded_tensors_are_judged_again_with_other_parameters(context: Contex
         assert by_rule["VanishingGradient"].status == "IssuesFound"
         assert by_rule["VanishingGradient"].parameters == {"threshold": 1000.0}
         assert "Tensors were saved every" in Path(summary.report_path).read_text()
+
+
+def test_without_its_tensors_a_run_keeps_its_tensor_verdicts(
+    context: Context, failed_run_id: str, tmp_path: Path
+) -> None:
+    """As on another machine, where only the tracking server has the run."""
+    there = replace(context, project_dir=tmp_path, environment={"MLFLOW_TRACKING_URI": context.tracking_uri})
+    strict = replace(CONFIG, profile=ProfileConfig(rules={"VanishingGradient_threshold": 1000}))
+    here = {verdict.rule: verdict for verdict in judge_source(failed_run_id, CONFIG, context=context).verdicts}
+    # The second time reads what the first time left.
+    for source in (failed_run_id, str(tmp_path / PROFILES_DIR / failed_run_id)):
+        summary = judge_source(source, strict, context=there)
+        verdicts = {verdict.rule: verdict for verdict in summary.verdicts}
+        assert tuple(verdicts) == (*RULES, *TENSOR_RULES)
+        for rule in TENSOR_RULES:
+            assert verdicts[rule].reason == f"{here[rule].reason}{AS_RECORDED}"
+            assert verdicts[rule].evidence == here[rule].evidence
+            assert (verdicts[rule].status, verdicts[rule].datapoints) == (here[rule].status, here[rule].datapoints)
+        assert AS_RECORDED in Path(summary.report_path).read_text()
 
 
 def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(

@@ -2,17 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from profilerfiles import START_S, steps, write_machine, write_samples, write_trace
 
+from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.profiling import plots
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import Recording, empty_system, empty_timeline
 from dogbreed_ml.profiling.report import REPORT_FILE, render_profiler_report, save_profiler_report
-from dogbreed_ml.profiling.rulereports import REPORTS_DIR, rule_report
+from dogbreed_ml.profiling.rulereports import REPORTS_DIR, load_rule_reports, rule_report, save_rule_reports
 from dogbreed_ml.profiling.rules import RULES, judge
 from dogbreed_ml.profiling.traces import OperatorTime
 from dogbreed_ml.profiling.verdicts import Evidence, Verdict
@@ -167,6 +169,19 @@ def test_json_has_smdebugs_own_keys() -> None:
 
     rule = rules.AllZero(Trial())
     assert set(rule.report) == set(rule_report(OVERFIT))
+
+
+def test_rule_reports_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    save_rule_reports([OVERFIT], tmp_path)
+    assert load_rule_reports(tmp_path, ("AllZero", "Overfit")) == (replace(OVERFIT, parameters={"patience": "1"}),)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"Details": {}}', '{"Details": null}'])
+def test_a_file_that_is_no_rule_report_is_refused(tmp_path: Path, text: str) -> None:
+    (path,) = save_rule_reports([OVERFIT], tmp_path)
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=r"Overfit\.json is not a rule's report as dogbreed writes it"):
+        load_rule_reports(tmp_path, ["Overfit"])
 
 
 def test_json_has_null_where_a_number_is_not_finite() -> None:
