@@ -52,6 +52,15 @@ def put_source(server: LocalSageMaker, files: Mapping[str, str | bytes], key: st
     return f"s3://{BUCKET}/{key}"
 
 
+def write_source(target: Path, script: str) -> Path:
+    """A source archive of this script alone, as a file."""
+    with tarfile.open(target, "w:gz") as archive:
+        member = tarfile.TarInfo("train.py")
+        member.size = len(script.encode())
+        archive.addfile(member, io.BytesIO(script.encode()))
+    return target
+
+
 def job_request(name: str, source_uri: str, **changes: Any) -> dict[str, Any]:
     """A request for `train.py` of the source archive; `hyperparameters` are the script's own."""
     hyperparameters = {

@@ -84,6 +84,9 @@ def import_job(
             stored, digest = read_run(tracker, found[0].info.run_id), "live"
         if stored is None:
             stored = _unrecorded(job, config, ending)
+            if ending.state == "COMPLETE":
+                nothing = "the job completed and left no record in its output"
+                ending = replace(ending, state="FAILED", status="FAILED", cause=nothing)
         stored, ending = _completed(stored, job, ending, is_trial=number is not None)
         run_name = stored.name if number is None else trial_run_name(number)
         run_id = ensure_run(

@@ -1,23 +1,28 @@
 """`dogbreed train --on sagemaker` against the local SageMaker: the whole chain, and everything that cuts it off."""
 
-import io
+import json
 import logging
+import os
 import re
 import shutil
-import tarfile
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_jobs import make_client
+from local_jobs import make_client, write_source
 from mlflow_server import MlflowServer
+from plantedsecrets import API_TOKEN, assert_absent, plant
 
-from dogbreed_ml.config import ExperimentConfig, TrackingConfig, with_values
+from dogbreed_ml.checkpoint import load_checkpoint
+from dogbreed_ml.config import ExperimentConfig, TrackingConfig, flatten, to_dict, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.pipeline.train import train
@@ -27,9 +32,9 @@ from dogbreed_ml.tracking import Tracker
 from sagemaker_jobs.client import PATIENCE_S, Aws, Clock
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
 from sagemaker_jobs.storage import Storage
-from sagemaker_jobs.training import jobinputs, training_job
+from sagemaker_jobs.training import importing, jobinputs, training_job
 from sagemaker_jobs.training.jobcontrol import JobGoneError, describe_job
-from sagemaker_jobs.training.joboutputs import log_rule_output
+from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
 from sagemaker_jobs.training.launch import LAUNCHES_DIR
 
 WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
@@ -152,11 +157,7 @@ def job_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def use(script: str) -> None:
         def build(config: ExperimentConfig, splits: object, target: Path, **_: object) -> Path:
-            with tarfile.open(target, "w:gz") as archive:
-                member = tarfile.TarInfo("train.py")
-                member.size = len(script.encode())
-                archive.addfile(member, io.BytesIO(script.encode()))
-            return target
+            return write_source(target, script)
 
         monkeypatch.setattr(jobinputs, "build_source", build)
 
@@ -166,6 +167,14 @@ def job_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def jobs_of(client: Any, project: Project) -> list[dict[str, Any]]:
     found = client.list_training_jobs(NameContains=project.config.name)["TrainingJobSummaries"]
     return [client.describe_training_job(TrainingJobName=each["TrainingJobName"]) for each in found]
+
+
+def objects_of(server: LocalSageMaker, prefix: str) -> list[bytes]:
+    """The content of whatever lies below an s3:// URI, but for models, which are large."""
+    bucket = prefix.removeprefix("s3://").partition("/")[0]
+    keys = [key for key in server.cloud.keys(prefix) if not key.endswith("model.tar.gz")]
+    assert any("/code/" in key for key in keys)
+    return [server.cloud.s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys]
 
 
 def interrupt_at(num_sleeps: int) -> Callable[[int], None]:
@@ -182,10 +191,17 @@ def wait_ended(client: Any, name: str) -> None:
 
 
 def test_training_on_sagemaker_ends_as_a_local_one_does(
-    project: Project, sagemaker: Any, caplog: pytest.LogCaptureFixture
+    project: Project,
+    server: LocalSageMaker,
+    sagemaker: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The whole chain: upload, job, its log here, its run, its model, its summary."""
+    """The whole chain: upload, job, its log here, its run, its model, its summary; and no secret in any of them."""
     caplog.set_level(logging.INFO)
+    plant(monkeypatch)
+    secret = {"sagemaker.environment": {"KENNEL_API_TOKEN": API_TOKEN}}
+    project = replace(project, config=with_values(project.config, secret))
     summary = project.train()
 
     (job,) = jobs_of(sagemaker, project)
@@ -208,6 +224,15 @@ def test_training_on_sagemaker_ends_as_a_local_one_does(
     assert any(line.startswith("Training: ") for line in caplog.messages)
     assert summary.run_id in summary.render()
     assert project.records() == []
+    # SageMaker's own member is where the variable belongs; it is nowhere else.
+    assert job.pop("Environment") == {"KENNEL_API_TOKEN": API_TOKEN}
+    prefix = job["OutputDataConfig"]["S3OutputPath"].rpartition("/")[0]
+    assert_absent(job, sagemaker.list_tags(ResourceArn=job["TrainingJobArn"]), caplog.text, summary.render())
+    assert_absent(project.dir / "mlflow.db", *objects_of(server, prefix))
+    with Aws.open(project.config.sagemaker) as aws:
+        storage = Storage.open(aws, project.config.sagemaker)
+        checkpoint = load_checkpoint(fetch_checkpoint(job, storage, project.dir))
+    assert_absent(to_dict(checkpoint.config))
 
 
 def test_failed_job_ends_the_command_with_its_reason_and_a_failed_run(
@@ -225,6 +250,105 @@ def test_failed_job_ends_the_command_with_its_reason_and_a_failed_run(
     with pytest.raises(CloudError, match="no dog in sight"):
         project.train()
     assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 2
+
+
+def test_completed_job_that_left_nothing_is_told_of_once(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    job_runs("print('done', flush=True)\n")
+    for _ in range(2):
+        with pytest.raises(IncompleteJobError):
+            project.train()
+        assert project.records() == []
+
+    runs = project.runs()
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert {run.data.tags["failure.cause"] for run in runs} == {"the job completed and left no record in its output"}
+    assert len(jobs_of(sagemaker, project)) == len(runs) == 2
+
+
+def test_errors_of_s3_are_sat_out_before_the_job_and_after_it(
+    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    def fail(so_far: int) -> None:
+        if so_far == 1:
+            server.faults.fail_s3(times=2)
+
+    job_runs(FAILS)
+    server.faults.fail_s3(times=2, code="InternalError")
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train(on_sleep=fail)
+
+    assert server.faults.hits()["fail_s3"] == 4
+    (run,) = project.runs()
+    assert (run.info.status, project.records()) == ("FAILED", [])
+    assert len(jobs_of(sagemaker, project)) == 1
+
+
+def test_ctrl_c_during_the_import_leaves_a_whole_record(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = importing.import_job
+    num_calls = 0
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        run_id = imported(*arguments, **named)
+        if num_calls == 1:
+            raise KeyboardInterrupt
+        return run_id
+
+    job_runs(FAILS)
+    monkeypatch.setattr(training_job, "import_job", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        project.train(answer=True)
+
+    assert num_calls == 2
+    (run,) = project.runs()
+    assert "no dog in sight" in run.data.tags["failure.cause"]
+    assert (project.questions, project.records()) == ([], [])
+    assert len(jobs_of(sagemaker, project)) == 1
+
+
+def test_the_same_command_given_twice_at_once_shares_one_job(
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+) -> None:
+    def fail(_: int) -> str:
+        with pytest.raises(CloudError, match="no dog in sight") as caught:
+            project.train()
+        return str(caught.value)
+
+    job_runs(FAILS)
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(fail, range(2)))
+
+    (run,) = project.runs()
+    assert all(run.info.run_id in each for each in told)
+    assert len(jobs_of(sagemaker, project)) == 1
+    assert project.records() == []
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_same_command_share_one_job(
+    project: Project, sagemaker: Any, server: LocalSageMaker
+) -> None:
+    values = {name: value for name, value in flatten(project.config).items() if not name.startswith("search.space")}
+    script = Path(__file__).parents[1] / "train_process.py"
+    command = [sys.executable, str(script), json.dumps(values), FAILS]
+    environment = {**os.environ, "PYTHONPATH": str(Path(training_job.__file__).parents[2])}
+    processes = [
+        subprocess.Popen(command, cwd=project.dir, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert all("no dog in sight" in each for each in told)
+    (job,) = jobs_of(sagemaker, project)
+    (run,) = project.runs()
+    assert all(run.info.run_id in each for each in told)
+    assert run.data.tags["sagemaker.training_job"] == job["TrainingJobName"]
+    assert project.records() == []
 
 
 def test_run_that_mlflow_run_handed_over_points_to_the_jobs(
