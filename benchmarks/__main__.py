@@ -26,7 +26,7 @@ logger = logging.getLogger("benchmarks")
 
 DEFAULT_NAMES = (
     *("search", "features", "agreement", "trials", "memory", "profiling", "serving", "gpu"),
-    *("local_training", "local_tuning", "local_invoke"),
+    *("local_training", "local_tuning", "local_invoke", "endpoint_update"),
 )
 ALL_NAMES = (*DEFAULT_NAMES, "accuracy")
 _WEIGHTS_FILE = "resnet50-v1-imagenet-fp16.pth"
@@ -42,6 +42,7 @@ measurements (minutes on two cores):
   serving    our server beside mlflow models serve, LitServe and the bare loop, 1 to 32 clients (12)
   gpu        the feature pass on a GPU and what holds it back
   local_training, local_tuning, local_invoke  what the local SageMaker adds to a job, a tuning job, an invocation (3)
+  endpoint_update  what an endpoint's callers notice of its update: rate held, latencies, failures (3)
   accuracy   120 breeds, data.seed 0 to 4, a search each: runs only by --only accuracy (15 and more)
 """
 

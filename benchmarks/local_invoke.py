@@ -43,7 +43,7 @@ def measure(settings: Settings) -> Result:
     ):
         with closing(_client(server.url, "s3")) as s3:
             s3.create_bucket(Bucket=_BUCKET, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
-            s3.put_object(Bucket=_BUCKET, Key="model.tar.gz", Body=_pack(_MODEL))
+            s3.put_object(Bucket=_BUCKET, Key="model.tar.gz", Body=pack(_MODEL))
         for name, options in (("plain", {}), ("captured", {"DataCaptureConfig": _CAPTURE})):
             created_s = _deploy(sagemaker, name, options)
             url = server.endpoints.servers(name)[0]["url"]
@@ -67,7 +67,7 @@ def _client(url: str, service: str) -> Any:
     return session.client(service, endpoint_url=url)
 
 
-def _pack(code: str) -> bytes:
+def pack(code: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         member = tarfile.TarInfo("code/inference.py")
