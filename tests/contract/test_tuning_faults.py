@@ -177,6 +177,7 @@ def test_failed_and_deleted_jobs_become_runs_with_their_cause_once(bench: Bench)
 def test_lost_answer_and_throttling_start_one_tuning_job(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     bench.server.faults.throttle("DescribeHyperParameterTuningJob", times=2)
+    bench.server.faults.throttle("CreateHyperParameterTuningJob", times=2)
     bench.server.faults.lose_answer("CreateHyperParameterTuningJob")
     bench.server.faults.lose_answer("ListTrainingJobsForHyperParameterTuningJob")
     bench.send(OPTIMIST)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_jobs import BUCKET, make_bucket
+from local_jobs import BUCKET, make_bucket, write_source
 from mlflow_server import MlflowServer
+from plantedsecrets import API_TOKEN, assert_absent, plant
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import (
@@ -27,14 +28,17 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.breeds import clean_breed_name
-from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.pipeline import tune as optuna_search
 from dogbreed_ml.progress import Advance, Progress
 from dogbreed_ml.summaries import TuneSummary
-from dogbreed_ml.tracking import ChildRun, Tracker
-from sagemaker_jobs.client import Clock
+from dogbreed_ml.tracking import PARENT_TAG, ChildRun, Tracker
+from sagemaker_jobs.client import Aws, Clock
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
-from sagemaker_jobs.tuning import tuning_job, warmstart
+from sagemaker_jobs.training import importing, jobinputs
+from sagemaker_jobs.tuning import searchfollower, tuning_job, warmstart
+
+WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
 
 CONFIG = ExperimentConfig(
     name="dogs",
@@ -55,6 +59,9 @@ CONFIG = ExperimentConfig(
     sagemaker=SagemakerConfig(bucket=BUCKET, instance_type="ml.m5.xlarge"),
     tracking=TrackingConfig(system_metrics=False),
 )
+
+SECRETIVE = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, environment={"KENNEL_API_TOKEN": API_TOKEN}))
+"""With a secret where SageMaker's own description of a job may hold one, and nothing else."""
 
 SAGEMAKERS_OWN = ("sagemaker.", "sagemaker/", "features.from", "features.key", "dogbreed.event")
 """Keys that only one of two searches may have: what SageMaker adds, and where a job's features are from."""
@@ -94,6 +101,13 @@ class Caller:
     def tuning_jobs(self) -> list[str]:
         found = self.server.tuning.list_hyper_parameter_tuning_jobs({"MaxResults": 100})
         return [each["HyperParameterTuningJobName"] for each in found["HyperParameterTuningJobSummaries"]]
+
+    def objects(self) -> list[bytes]:
+        """Whatever the searches left in S3, but for models and images, which are large and drawn."""
+        keys = self.server.cloud.keys(f"s3://{BUCKET}")
+        kept = [key for key in keys if "/images/" not in key and not key.endswith("model.tar.gz")]
+        assert any("/code/" in key for key in kept)
+        return [self.server.cloud.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in kept]
 
     def names(self, part: str) -> list[str]:
         """Of the training jobs whose name has this part."""
@@ -145,9 +159,10 @@ def keys(parent: Any, children: list[ChildRun]) -> dict[str, set[str]]:
 
 @pytest.mark.timeout(600)
 def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
-    caller: Caller, caplog: pytest.LogCaptureFixture
+    caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
+    plant(monkeypatch)
     asked: list[str] = []
 
     def no(question: str) -> bool:
@@ -155,12 +170,12 @@ def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
         return False
 
     with pytest.raises(KeyboardInterrupt):
-        caller.tune(clock=interrupting(after=1), question=no)
+        caller.tune(SECRETIVE, clock=interrupting(after=1), question=no)
     (question,) = asked
     assert "Stop the tuning job dogs-tune-" in question
     assert "goes on and is paid for. To come back to it: dogbreed tune" in caplog.text
 
-    summary = caller.tune()
+    summary = caller.tune(SECRETIVE)
     assert summary.resumed
     assert len(caller.names("-tune-")) == summary.num_trials == 2
     parent, children = caller.family(summary.parent_run_id)
@@ -168,11 +183,15 @@ def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
     assert parent.data.tags["sagemaker.tuning_job"] == summary.study_name
     assert [child.tags["mlflow.runName"] for child in children] == ["trial-0000", "trial-0001"]
     assert {child.tags["features.from"] for child in children} == {"channel"}
+    assert len(list((caller.project_dir / CONFIG.features.dir).glob("*/table.json"))) == 1
+    # A trial is told of once, in the search's own line.
+    assert "is recorded as run" not in caplog.text
+    assert_absent(caller.project_dir / "mlflow.db", caplog.text, summary.render(), *caller.objects())
     assert {child.status for child in children} == {"FINISHED"}
     objectives = [child.metrics["objective"] for child in children]
     assert summary.best_value == max(objectives)
     with pytest.raises(ConfigError, match=f"brought home already, as run {summary.parent_run_id}"):
-        caller.tune(attach=summary.study_name)
+        caller.tune(SECRETIVE, attach=summary.study_name)
 
     findings = warmstart.fetch_findings(CONFIG, [summary.study_name])
     assert sorted(each.value for each in findings) == pytest.approx(sorted(objectives), rel=1e-5)
@@ -216,10 +235,68 @@ def test_search_cut_off_while_it_uploads_has_started_nothing(caller: Caller) -> 
     assert caller.tuning_jobs() == before
 
 
+@pytest.mark.timeout(300)
+def test_search_cut_off_while_it_is_sent_and_while_it_comes_home_is_one_record_each(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs are small scripts without a record: what is tested is the command around them."""
+    script = WAITS
+    asked: list[str] = []
+
+    def build(config: object, splits: object, target: Path, **_: object) -> Path:
+        return write_source(target, script)
+
+    def yes(question: str) -> bool:
+        asked.append(question)
+        return True
+
+    def cut_off(call: Callable[..., Any]) -> Callable[..., Any]:
+        """Interrupted once, after it has done its work."""
+        left = [KeyboardInterrupt]
+
+        def interrupted(*arguments: Any, **named: Any) -> Any:
+            answer = call(*arguments, **named)
+            if left:
+                raise left.pop()
+            return answer
+
+        return interrupted
+
+    monkeypatch.setattr(jobinputs, "build_source", build)
+    before = set(caller.tuning_jobs())
+    with monkeypatch.context() as patched:
+        patched.setattr(Aws, "create", cut_off(Aws.create))
+        with pytest.raises(KeyboardInterrupt):
+            caller.tune(question=yes)
+    (first,) = set(caller.tuning_jobs()) - before
+    assert [first in question for question in asked] == [True]
+    named = {"HyperParameterTuningJobName": first}
+    assert caller.server.tuning.describe_hyper_parameter_tuning_job(named)["HyperParameterTuningJobStatus"] == "Stopped"
+    # The same command goes on with what was stopped, finds nothing to refit, and says so.
+    with pytest.raises(SearchError):
+        caller.tune()
+    assert set(caller.tuning_jobs()) - before == {first}
+
+    script = "print('epoch=0 valid/accuracy_top1=0.5', flush=True)\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(searchfollower, "import_job", cut_off(importing.import_job))
+        with pytest.raises(KeyboardInterrupt):
+            caller.tune(question=yes)
+    (second,) = set(caller.tuning_jobs()) - before - {first}
+    with caller.tracker() as tracker:
+        runs = tracker.search_runs("dogs", "")
+    parents = {run.data.tags["sagemaker.tuning_job"]: run for run in runs if PARENT_TAG not in run.data.tags}
+    assert {name: parent.info.status for name, parent in parents.items()} == {first: "FAILED", second: "KILLED"}
+    jobs = [run.data.tags["sagemaker.training_job"] for run in runs if PARENT_TAG in run.data.tags]
+    assert sorted(jobs) == sorted([*caller.names(first), *caller.names(second)])
+    assert "RUNNING" not in {run.info.status for run in runs}
+
+
 def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
-    config = replace(CONFIG, sagemaker=SagemakerConfig(instance_type="ml.m5.xlarge"))
+    environment = {"KENNEL_API_TOKEN": API_TOKEN}
+    config = replace(CONFIG, sagemaker=SagemakerConfig(instance_type="ml.m5.xlarge", environment=environment))
     answer = tuning_job.plan(config, context=Context(tmp_path, argv=("dogbreed", "tune")))
     told = answer.to_dict()
     request = told["requests"]["CreateHyperParameterTuningJob"]
@@ -228,6 +305,8 @@ def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypa
     assert set(told["placeholders"]) == {"region", "role_arn", "bucket"}
     assert told["estimate"]["num_trainings"] == 2
     assert "nothing was sent" in answer.render()
+    assert request["TrainingJobDefinition"]["Environment"] == {"KENNEL_API_TOKEN": "(not shown)"}
+    assert_absent(told, answer.render())
     assert not list((tmp_path / ".dogbreed").glob("features/*"))
 
 
