@@ -17,6 +17,9 @@ IMAGE_ACCOUNT = "763104351884"
 """AWS's account for deep learning containers in most regions; another region's is in its image URI."""
 IMAGE_REPOSITORIES = ("pytorch-training", "pytorch-inference")
 
+OWN_TAG = "dogbreed:model"
+"""On all that a deployment makes; leases.py writes it."""
+
 _SERVICE = "sagemaker.amazonaws.com"
 _AUTOSCALING = "sagemaker.application-autoscaling.amazonaws.com"
 _RULES = {
@@ -109,11 +112,13 @@ def caller_policy(scope: Scope) -> Document:
                 "sagemaker:DescribeModel",
                 "sagemaker:InvokeEndpoint",
                 "sagemaker:InvokeEndpointAsync",
-                "sagemaker:ListTags",
                 "sagemaker:UpdateEndpoint",
+                # Application Auto Scaling asks for it where an endpoint is registered.
+                "sagemaker:UpdateEndpointWeightsAndCapacities",
             ],
             scope.named("model", "endpoint-config", "endpoint"),
         ),
+        *_overview(scope),
         _allow(
             "PassTheRoleToSageMakerOnly",
             ["iam:PassRole"],
@@ -126,14 +131,14 @@ def caller_policy(scope: Scope) -> Document:
             "Alarms",
             ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm",
              "cloudwatch:TagResource"],
-            [scope.arn("cloudwatch", f"alarm:{scope.name_prefix}*")],
+            # The second are those that Application Auto Scaling makes.
+            [scope.arn("cloudwatch", f"alarm:{stem}{scope.name_prefix}*") for stem in ("", "TargetTracking-endpoint/")],
         ),
         _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
         _allow(
             "WhatTakesNoResource",
-            ["cloudwatch:GetMetricData", "cloudwatch:GetMetricStatistics", "pricing:GetProducts",
-             "sagemaker:ListEndpointConfigs", "sagemaker:ListEndpoints", "sagemaker:ListHyperParameterTuningJobs",
-             "sagemaker:ListModels", "sagemaker:ListTrainingJobs"],
+            ["cloudwatch:GetMetricStatistics", "pricing:GetProducts", "sagemaker:ListEndpointConfigs",
+             "sagemaker:ListEndpoints", "sagemaker:ListModels"],
             ["*"],
         ),
     ]  # fmt: skip
@@ -184,6 +189,23 @@ def trust_policy(*, account_id: str | None = None) -> Document:
     return _document([statement])
 
 
+def _overview(scope: Scope) -> list[Statement]:
+    """What is live under other names: `endpoints` shows all that this project deployed, and `delete` looks who else
+    serves an archive. Whose a thing is, only its tags tell.
+    """
+    everything = [scope.arn("sagemaker", f"{kind}/*") for kind in ("model", "endpoint-config", "endpoint")]
+    reading = ["sagemaker:DescribeEndpoint", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeModel"]
+    return [
+        _allow("WhoseItIs", ["sagemaker:ListTags"], everything),
+        _allow(
+            "LookAtTheProjects",
+            reading,
+            everything,
+            condition={"Null": {f"aws:ResourceTag/{OWN_TAG}": "false"}},
+        ),
+    ]
+
+
 def _storage(scope: Scope, *, is_owner: bool) -> list[Statement]:
     """The bucket's prefix to read and write, for its owner to delete in too; other data to read; the key of both."""
     places = [(scope.bucket, scope.prefix)]
@@ -198,23 +220,17 @@ def _storage(scope: Scope, *, is_owner: bool) -> list[Statement]:
         *([_allow("OthersObjects", ["s3:GetObject"], objects[1:])] if objects[1:] else []),
     ]
     for number, (bucket, prefix) in enumerate(places):
-        keys = [prefix, f"{prefix}/*"] if prefix else ["*"]
-        statements.append(
-            _allow(
-                f"ListPlace{number}",
-                ["s3:ListBucket"],
-                [f"arn:{scope.partition}:s3:::{bucket}"],
-                condition={"StringLike": {"s3:prefix": keys}} if prefix else None,
-            )
-        )
-    buckets = sorted({f"arn:{scope.partition}:s3:::{bucket}" for bucket, _ in places})
-    statements.append(_allow("WhereBucketsAre", ["s3:GetBucketLocation"], buckets))
+        # HeadBucket names no prefix, nor does the look for a key that is not there: with the condition, S3 would answer
+        # 403 to whoever owns the bucket, where 404 is asked for.
+        is_narrow = bool(prefix) and not (is_owner and number == 0)
+        condition = {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}} if is_narrow else None
+        bucket_arn = f"arn:{scope.partition}:s3:::{bucket}"
+        statements.append(_allow(f"ListPlace{number}", ["s3:ListBucket"], [bucket_arn], condition=condition))
     if is_owner:
         statements.append(
             _allow(
                 "MakeTheBucketEncrypted",
-                ["s3:CreateBucket", "s3:GetEncryptionConfiguration", "s3:PutBucketPolicy",
-                 "s3:PutBucketPublicAccessBlock",
+                ["s3:CreateBucket", "s3:PutBucketPolicy", "s3:PutBucketPublicAccessBlock",
                  "s3:PutEncryptionConfiguration"],
                 [f"arn:{scope.partition}:s3:::{scope.bucket}"],
             )

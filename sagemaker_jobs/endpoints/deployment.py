@@ -157,10 +157,10 @@ def _dry_run(config: ExperimentConfig, lease: Lease, archive_path: Path, *, cont
 
 
 def _price(config: ExperimentConfig, region: str, context: Context, *, aws: Aws | None) -> str | None:
-    """Of all instances together, for people; None for a serverless endpoint, which costs by request."""
+    """Of all instances together, for people; None where nobody knows it."""
     hosting = config.hosting
     if hosting.kind == "serverless":
-        return None
+        return "by request, nothing while nobody calls"
     price = find_price(
         config.sagemaker,
         instance_type=hosting.instance_type,

@@ -78,6 +78,7 @@ def render_progress(description: Mapping[str, Any]) -> str:
     """Such as `Updating (Baking)`."""
     pending = description.get("PendingDeploymentSummary", {}).get("ProductionVariants", ())
     steps = {step["Status"] for variant in pending for step in variant.get("VariantStatus", ())}
+    steps.discard(description["EndpointStatus"])
     shown = f" ({', '.join(sorted(steps))})" if steps else ""
     return f"{description['EndpointStatus']}{shown}"
 

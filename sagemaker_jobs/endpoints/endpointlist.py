@@ -125,13 +125,25 @@ def list_all(config: ExperimentConfig, options: EndpointsOptions, *, context: Co
 
 
 def reap(aws: Aws, config: ExperimentConfig, *, context: Context) -> list[Removal]:
-    """Deletes every endpoint of ours that is past its lease, and records each."""
+    """Deletes every endpoint of ours that is past its lease, and records each.
+
+    One that cannot be deleted keeps none of the others alive; CloudError names it at the end.
+    """
     now = datetime.now(UTC)
-    over = [lease for _, lease in _ours(aws) if lease.is_over(now)]
-    return [
-        remove(aws, lease, config, context=context, action="reap", why=f"its lease ended {lease.expires}")
-        for lease in over
-    ]
+    reaped: list[Removal] = []
+    failures: list[CloudError] = []
+    for lease in (lease for _, lease in _ours(aws) if lease.is_over(now)):
+        try:
+            why = f"its lease ended {lease.expires}"
+            reaped.append(remove(aws, lease, config, context=context, action="reap", why=why))
+        except CloudError as error:
+            logger.warning("%s is past its lease and may be live, and cost money: %s", lease.endpoint, error)
+            failures.append(error)
+    if failures:
+        for each in reaped:
+            logger.info("%s (past its lease)", each.render())
+        raise failures[0]
+    return reaped
 
 
 def _ours(aws: Aws) -> list[tuple[endpoints.Description, Lease]]:

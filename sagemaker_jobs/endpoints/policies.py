@@ -6,7 +6,8 @@ from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
 from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
-from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, trust_policy
+from sagemaker_jobs.iam import IMAGE_ACCOUNT, Document, Scope, caller_policy, execution_role_policy, trust_policy
+from sagemaker_jobs.images import image_uri
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
     """For the config's bucket, role and names; `endpoint` where its name does not begin with the experiment's."""
     wanted = config.sagemaker
     role_arn = wanted.role_arn or PLACEHOLDER_ROLE
-    account_id = role_arn.split(":")[4]
+    _, partition, _, _, account_id, _ = role_arn.split(":", 5)
     region = wanted.region or PLACEHOLDER_REGION
     key = wanted.kms_key_id
     scope = Scope(
@@ -45,9 +46,21 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
         name_prefix=endpoint or config.name,
         role_arn=role_arn,
         prefix=wanted.prefix,
-        kms_key_arn=key if key is None or key.startswith("arn:") else f"arn:aws:kms:{region}:{account_id}:key/{key}",
+        data_uris=(config.data.path,) if config.data.source == "s3" and config.data.path else (),
+        kms_key_arn=key
+        if key is None or key.startswith("arn:")
+        else f"arn:{partition}:kms:{region}:{account_id}:key/{key}",
         in_vpc=bool(wanted.subnets),
+        partition=partition,
+        image_account=_image_account(config, region),
     )
     told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
     missing = tuple(name for name, value in told.items() if value is None)
     return Policies(caller_policy(scope), execution_role_policy(scope), trust_policy(account_id=account_id), missing)
+
+
+def _image_account(config: ExperimentConfig, region: str) -> str:
+    """Whose registry the endpoint's image lies in; AWS's differs from region to region."""
+    uri = config.hosting.image_uri or image_uri("inference", instance_type=config.hosting.instance_type, region=region)
+    account = uri.partition(".")[0]
+    return account if account.isdigit() else IMAGE_ACCOUNT

@@ -198,8 +198,12 @@ def archive_uri(aws: Aws, model_name: str) -> str | None:
 
 def _is_used(aws: Aws, uri: str) -> bool:
     """Whether another model of ours is made from the archive: the same version may serve on two endpoints."""
-    names = [each["ModelName"] for each in endpoints.list_all(aws, "list_models", "Models")]
-    return any(archive_uri(aws, each) == uri for each in names if _OUR_MODEL.fullmatch(each))
+    # Tags first: what is somebody else's may be listed, and not described.
+    return any(
+        archive_uri(aws, each["ModelName"]) == uri
+        for each in endpoints.list_all(aws, "list_models", "Models")
+        if _OUR_MODEL.fullmatch(each["ModelName"]) and endpoints.read_lease(aws, each["ModelArn"]) is not None
+    )
 
 
 def _own_configs(aws: Aws, name: str) -> Iterator[str]:

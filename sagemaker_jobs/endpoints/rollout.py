@@ -81,7 +81,8 @@ class Deployed:
             self.replaced_config
         )
         lines += [f"smoke    {self.smoke}"] * bool(self.smoke)
-        lines += [f"cost     {self.price or 'unknown'}, until it is deleted: `dogbreed delete {lease.endpoint}`"]
+        price = self.price or "unknown (sagemaker.prices_path may name prices)"
+        lines += [f"cost     {price}, until it is deleted: `dogbreed delete {lease.endpoint}`"]
         lines += [f"until    {lease.expires}: then `dogbreed endpoints --reap` deletes it"] * bool(lease.expires_at)
         lines += [f"console  {self.console_url}"] * bool(self.console_url)
         return "\n".join(lines)
@@ -130,11 +131,11 @@ class Rollout:
             event.note(endpoint_config=self.plan.config_name, replaced_config=replaced, backend=BACKEND)
             self._prepare()
             smoke = self._create(event) if is_first else self._update(event, found or {})
-            if self.waits:
-                self._settle(None if is_first else before)
-            return self._deployed(
+            lease = self._settle(None if is_first else before) if self.waits else self.plan.lease
+            made = self._deployed(
                 "deploy" if is_first else "update", replaced=replaced, smoke=smoke, run_id=event.run_id
             )
+            return replace(made, lease=lease)
 
     # What is there already ----------------------------------------------------------------------------------------
 
@@ -219,8 +220,8 @@ class Rollout:
             raise CloudError(f"{name} was rolled back and serves {serving} as before: {reason}")
         return smoke
 
-    def _settle(self, before: Lease | None) -> None:
-        """What holds once the version is live: alarms, scaling, tags, and the versions' own words."""
+    def _settle(self, before: Lease | None) -> Lease:
+        """What holds once the version is live: alarms, scaling, tags, and the versions' own words. Returns the tags."""
         name, lease = self.plan.name, self.plan.lease
         put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
         self._put_scaling()
@@ -228,13 +229,15 @@ class Rollout:
         if found is None:
             raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
         expires = lease.expires or (before.expires if before else "")
-        endpoints.write_lease(self.aws, found["EndpointArn"], replace(lease.proven(), expires=expires))
+        proven = replace(lease.proven(), expires=expires)
+        endpoints.write_lease(self.aws, found["EndpointArn"], proven)
         mark_live(
             self.tracker, self.version, endpoint=name, backend=BACKEND, since=lease.deployed_at,
             unmeasured_reason=self.why,
         )  # fmt: skip
         if before is not None and before.version != lease.version:
             mark_ended(self.tracker, before.model, int(before.version), endpoint=name)
+        return proven
 
     def _put_scaling(self) -> None:
         if self.plan.scaling is not None:

@@ -46,7 +46,12 @@ class Context:
         self.request_id = (headers or {}).get(_REQUEST_ID)
         self.response_headers: dict[str, str] = {}
         self.content_type: str | None = None
+        self.status: tuple[int, str] = (200, "")
+        """Code and phrase; an empty phrase is the code's own."""
         self._headers = headers or {}
+
+    def get_request_id(self, index: int = 0) -> str | None:
+        return self.request_id
 
     def get_request_header(self, index: int, name: str) -> str | None:
         return self._headers.get(name)
@@ -54,8 +59,24 @@ class Context:
     def get_all_request_header(self, index: int) -> dict[str, str]:
         return dict(self._headers)
 
+    # Its parameters have TorchServe's names: a handler may give them by name.
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        self.status = (code, phrase)
+
+    def set_all_response_status(self, code: int = 200, phrase: str = "") -> None:
+        self.status = (code, phrase)
+
+    def get_response_status(self, index: int) -> tuple[int, str]:
+        return self.status
+
     def set_response_content_type(self, index: int, content_type: str) -> None:
         self.content_type = content_type
+
+    def get_response_content_type(self, index: int) -> str | None:
+        return self.content_type
+
+    def get_response_headers(self, index: int) -> dict[str, str]:
+        return dict(self.response_headers)
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
         self.response_headers[name] = value
@@ -220,10 +241,20 @@ class _Requests(BaseHTTPRequestHandler):
             self._send(getattr(error, "status_code", 500), message.encode(), "text/plain")
         else:
             response, content_type, context = running.result()
-            self._send(200, response, content_type, context.response_headers)
+            status, phrase = context.status
+            self._send(status, response, content_type, headers=context.response_headers, phrase=phrase)
 
-    def _send(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response_only(status)
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        content_type: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        phrase: str = "",
+    ) -> None:
+        # A line's end in the phrase would begin a header.
+        self.send_response_only(status, " ".join(phrase.split()) or None)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in (headers or {}).items():

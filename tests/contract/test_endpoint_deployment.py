@@ -23,6 +23,7 @@ from hostedversions import (
     make_light_project,
     use_light_archives,
 )
+from iamrights import REGION, record_rights
 
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import DeploymentEvent, list_events
@@ -32,6 +33,7 @@ from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback
+from sagemaker_jobs.endpoints.policies import policies
 
 FAILING_PNG = """
 def transform_fn(model, body, content_type, accept):
@@ -67,12 +69,22 @@ def project(registered: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(autouse=True)
 def _configured(served: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The server is SageMaker, archives are light, and nothing is left for the next test."""
+    """The server is SageMaker, archives are light, no call needs a right that --print-policy does not name, and
+    nothing is left for the next test.
+    """
     for name, value in served.server.client_environment().items():
         monkeypatch.setenv(name, value)
     use_light_archives(monkeypatch)
+    rights = record_rights(monkeypatch)
     yield
     served.clear()
+    account = replace(CONFIG.sagemaker, role_arn=deployment.LOCAL_ROLE, region=REGION)
+    # Some tests deploy under a name of their own, as `--print-policy --endpoint NAME` is given it.
+    name = next((each.resource.split("/")[1] for each in rights.needed if ":CreateEndpoint" in each.action), "dogs")
+    names = {"dogs", "cats", name.removesuffix("-smoke").partition("-v")[0]}
+    documents = [policies(replace(CONFIG, sagemaker=account), endpoint=each).caller for each in sorted(names)]
+    statements = [statement for document in documents for statement in document["Statement"]]
+    assert rights.missing_from({"Statement": statements}) == []
 
 
 def events(project: Project) -> list[DeploymentEvent]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import boto3
 import pytest
+from iamrights import Right, Rights
 from moto import mock_aws
 
 from dogbreed_ml.errors import ConfigError
-from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, trust_policy
+from sagemaker_jobs.endpoints.leases import Lease
+from sagemaker_jobs.iam import OWN_TAG, Document, Scope, caller_policy, execution_role_policy, trust_policy
 
 KEY = "arn:aws:kms:us-west-2:123456789012:key/1234abcd-12ab-34cd"
 NARROW = Scope(
@@ -33,7 +35,6 @@ FULL = replace(
 TAKE_NO_RESOURCE = {
     "application-autoscaling:DescribeScalableTargets": "lists every target of the service",
     "application-autoscaling:DescribeScalingPolicies": "lists every policy of the service",
-    "cloudwatch:GetMetricData": "metrics are no resources",
     "cloudwatch:GetMetricStatistics": "metrics are no resources",
     "cloudwatch:PutMetricData": "metrics are no resources; a condition names the namespaces",
     "ec2:DescribeDhcpOptions": "EC2's Describe operations list, and take no resource",
@@ -46,8 +47,6 @@ TAKE_NO_RESOURCE = {
     "sagemaker:ListEndpointConfigs": "lists every endpoint config of the account",
     "sagemaker:ListEndpoints": "lists every endpoint of the account",
     "sagemaker:ListModels": "lists every model of the account",
-    "sagemaker:ListHyperParameterTuningJobs": "lists every tuning job of the account",
-    "sagemaker:ListTrainingJobs": "lists every training job of the account",
 }
 """As AWS's service authorization reference has it: an ARN given for one of them would allow nothing."""
 
@@ -154,8 +153,25 @@ def test_whole_bucket_is_listed_where_no_prefix_narrows_it() -> None:
     document = caller_policy(replace(NARROW, prefix=""))
     (listing,) = allowed(document, "s3:ListBucket")
     assert "Condition" not in listing
-    (narrow,) = allowed(caller_policy(NARROW), "s3:ListBucket")
+    (narrow,) = allowed(execution_role_policy(NARROW), "s3:ListBucket")
     assert narrow["Condition"] == {"StringLike": {"s3:prefix": ["dogbreed", "dogbreed/*"]}}
+
+
+def test_owner_may_ask_whether_bucket_and_keys_are_there_and_whose_others_endpoints_are() -> None:
+    others = "arn:aws:sagemaker:us-west-2:123456789012:endpoint/cats"
+    needed = {
+        # HeadBucket tells of no prefix.
+        Right("s3:ListBucket", "arn:aws:s3:::kennel-bucket"),
+        Right("sagemaker:ListTags", others),
+        Right("sagemaker:DescribeEndpoint", others),
+    }
+    assert Rights(needed).missing_from(caller_policy(NARROW)) == []
+    (reading,) = (each for each in caller_policy(NARROW)["Statement"] if each["Sid"] == "LookAtTheProjects")
+    assert reading["Condition"] == {"Null": {"aws:ResourceTag/dogbreed:model": "false"}}
+    assert set(Lease(endpoint="cats", model="m", version="1").to_tags()) > {OWN_TAG}
+    # None of it is allowed to the role, nor may the caller change what others have.
+    assert len(Rights(needed).missing_from(execution_role_policy(NARROW))) == 3
+    assert Rights({Right("sagemaker:DeleteEndpoint", others)}).missing_from(caller_policy(NARROW))
 
 
 @pytest.mark.parametrize(

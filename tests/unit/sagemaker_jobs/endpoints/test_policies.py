@@ -3,7 +3,7 @@
 import json
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
-from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.config import DataConfig, ExperimentConfig
 from sagemaker_jobs.endpoints.policies import policies
 
 ROLE = "arn:aws:iam::123456789012:role/sagemaker"
@@ -18,6 +18,19 @@ def test_policies_are_of_the_configs_bucket_role_and_names() -> None:
     text = json.dumps(told["caller"])
     for part in (ROLE, "arn:aws:s3:::kennel/dogbreed/*", "endpoint/dogs*", "key/1234abcd-12ab-34cd", "eu-west-1"):
         assert part in text
+
+
+def test_policies_follow_data_elsewhere_the_roles_partition_and_the_image() -> None:
+    role_arn = ROLE.replace("arn:aws:", "arn:aws-cn:")
+    account = SagemakerConfig(role_arn=role_arn, region="cn-north-1", bucket="kennel", kms_key_id="1234abcd-12ab-34cd")
+    data = DataConfig(source="s3", path="s3://other-kennel/dogs")
+    made = policies(ExperimentConfig(name="dogs", sagemaker=account, data=data))
+    for document in (made.caller, made.execution_role):
+        text = json.dumps(document)
+        assert "arn:aws-cn:s3:::other-kennel/dogs/*" in text
+        assert '"arn:aws:' not in text
+    # AWS's registry in China is another account's.
+    assert "arn:aws-cn:ecr:cn-north-1:727897471807:repository/pytorch-inference" in json.dumps(made.execution_role)
 
 
 def test_policies_without_a_config_say_what_stands_for_what() -> None:

@@ -102,6 +102,24 @@ def torchscript_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_function_may_set_status_headers_and_content_type_as_in_awss_context(tmp_path: Path) -> None:
+    code = """
+def model_fn(model_dir): return None
+def input_fn(body, content_type): return body
+def predict_fn(data, model, context=None):
+    context.set_response_status(code=422, phrase="Unprocessable Entity", idx=0)
+    context.set_response_header(0, "X-Why", context.get_request_header(0, "X-Asked"))
+    return data
+def output_fn(prediction, accept, context=None):
+    context.set_response_content_type(0, "text/plain")
+    return "%s %s" % context.get_response_status(0)
+"""
+    body, content_type, context = _load(tmp_path, code).answer(b"1", JSON | {"X-Asked": "rex"})
+    assert (body, content_type) == (b"422 Unprocessable Entity", "text/plain")
+    assert (context.status, context.get_response_headers(0)) == ((422, "Unprocessable Entity"), {"X-Why": "rex"})
+    assert Context("/model").get_response_status(0) == (200, "")
+
+
 @TORCHSCRIPT
 def test_defaults_serve_torchscript_as_json_csv_and_npy(torchscript_dir: Path) -> None:
     handlers = load_handlers(torchscript_dir, None)
