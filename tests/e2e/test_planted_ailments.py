@@ -225,7 +225,7 @@ def test_waiting_for_a_disk_is_found(tmp_path: Path, gpu: float, status: str) ->
     ]
     write_samples(tmp_path, samples)
     write_trace(tmp_path, steps([80_000] * 50))
-    # Half of SageMaker's io_threshold: the other half of the time went into copying what was read.
+    # Half of SageMaker's io_threshold: half of the cores' time they computed, which is not counted as waiting.
     (verdict,) = judge(read_recording(tmp_path), [rule_configs.IOBottleneck(patience=50, io_threshold=25)])
     during = sum(row["time_s"] <= 50 * 0.08 for row in rows)
     assert (verdict.status, verdict.datapoints) == (status, during), verdict.reason
