@@ -5,6 +5,7 @@ The archives are light: what answers is a few lines, all else is as in AWS. test
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from hostedversions import (
     use_light_archives,
 )
 from iamrights import REGION, record_rights
+from plantedsecrets import assert_absent, plant
 
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import DeploymentEvent, list_events
@@ -32,8 +34,9 @@ from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
 from sagemaker_jobs.client import Aws
-from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback
+from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback, rollout
 from sagemaker_jobs.endpoints.policies import policies
+from sagemaker_jobs.storage import Storage
 
 FAILING_PNG = """
 def transform_fn(model, body, content_type, accept):
@@ -492,3 +495,88 @@ def test_token_that_expires_leaves_nothing_that_nobody_knows_of(
     assert project.deploy(1).action == "deploy"
     assert served.names()["endpoints"] == ["dogs"]
     assert told(project)[-1] == ("deploy", 1, "done")
+
+
+def test_lost_network_and_lost_answers_are_sat_out(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, wait = served.server.faults, endpoint.wait_settled
+
+    def lose(aws: Aws, name: str, **options: Any) -> Any:
+        faults.drop_connections()
+        ending = threading.Timer(2, faults.clear)
+        ending.start()
+        try:
+            return wait(aws, name, **options)
+        finally:
+            ending.join()
+
+    faults.lose_answer("CreateEndpoint")
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoint, "wait_settled", lose)
+        assert project.deploy(1).action == "deploy"
+    assert served.names()["endpoints"] == ["dogs"]
+    assert told(project) == [("deploy", 1, "done")]
+
+
+def test_endpoint_deleted_behind_our_back_is_told_and_may_be_made_again(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = endpoint.wait_settled
+
+    def delete_first(aws: Aws, name: str, **options: Any) -> Any:
+        wait(aws, name, **options)
+        served.sagemaker.delete_endpoint(EndpointName=name)
+        wait_for(served.names, lambda names: name not in names["endpoints"])
+        return wait(aws, name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoint, "wait_settled", delete_first)
+        with pytest.raises(CloudError, match="dogs was deleted meanwhile, by somebody else"):
+            project.deploy(1)
+    assert [(each.outcome, each.left) for each in events(project)] == [("failed", None)]
+    assert project.deploy(1).action == "deploy"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(Storage, "upload"), (endpoint, "create"), (rollout, "smoke_test")],
+    ids=["upload", "create", "smoke"],
+)
+def test_ctrl_c_at_upload_creation_or_smoke_test_leaves_no_endpoint(
+    place: Any, name: str, project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        project.deploy(1)
+    assert served.names()["endpoints"] == []
+    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", None)]
+
+
+def test_no_secret_is_in_what_a_deployment_writes_sends_or_says(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant(monkeypatch)
+    deployed = project.deploy(1, expires="1h")
+    updated = project.deploy(2)
+    live = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context)
+    sagemaker = served.sagemaker
+    described = [sagemaker.describe_endpoint(EndpointName="dogs")]
+    described += [sagemaker.describe_model(ModelName=each) for each in served.names()["models"]]
+    described += [sagemaker.describe_endpoint_config(EndpointConfigName=each) for each in served.names()["configs"]]
+    arns = [
+        value for each in described for key, value in each.items() if key.endswith("Arn") and ":sagemaker:" in value
+    ]
+    tags = [sagemaker.list_tags(ResourceArn=arn)["Tags"] for arn in arns]
+    objects = [served.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in served.object_keys()]
+    assert len(arns) == 5
+    assert all(tags)
+    assert len(objects) == 2
+    shown = list_history(CONFIG, context=project.context).render()
+    assert_absent(
+        project.context.project_dir, described, tags, *objects, caplog.text, live.render(), live.to_dict(), shown,
+        deployed.to_dict(), updated.render(),
+    )  # fmt: skip

@@ -147,7 +147,8 @@ def test_endpoint_of_the_local_sagemaker_answers_the_archives_examples(archive_p
         with pytest.raises(client.runtime.exceptions.ModelError) as caught:
             client.invoke("dogs", b"no image", ContentType="image/jpeg")
         assert caught.value.response["OriginalStatusCode"] == 422
-        assert "not an image" in caught.value.response["OriginalMessage"]
+        refusal = json.loads(caught.value.response["OriginalMessage"])
+        assert (refusal["error_code"], refusal["message"].count("\n")) == ("UNREADABLE_IMAGE", 0)
 
 
 @pytest.fixture(scope="module")
