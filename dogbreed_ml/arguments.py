@@ -106,14 +106,14 @@ def _parse_verb(verb: Verb, argv: list[str]) -> Command:
 
     parser = _build_parser(verb)
     base = None
-    path = _config_path(argv) if verb in CONFIG_VERBS else None
-    try:
-        if path is not None:
-            # No file names what is given by its place alone; parse_object would miss it.
-            by_place = {each.name: [""] for each in _option_fields(verb) if each.metadata["nargs"]}
-            base = parser.parse_object({**load_config_file(path), **by_place})
-    except ArgumentError as error:
-        raise ConfigError(f"{path}: {_render_error(str(error), verb)}") from error
+    # No file names what is given by its place alone; parse_object would miss it.
+    from_files: dict[str, Any] = {each.name: [""] for each in _option_fields(verb) if each.metadata["nargs"]}
+    for path in _config_paths(argv) if verb in CONFIG_VERBS else []:
+        from_files |= load_config_file(path)
+        try:
+            base = parser.parse_object(from_files)
+        except ArgumentError as error:
+            raise ConfigError(f"{path}: {_render_error(str(error), verb)}") from error
     try:
         values = parser.parse_args(argv, namespace=base).as_dict()
     except ArgumentError as error:
@@ -218,7 +218,9 @@ def _build_parser(verb: Verb) -> Any:
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only, and show no progress")
     if verb in CONFIG_VERBS:
         parser.add_argument("--print_config", action="store_true", help="print the resolved config as YAML and stop")
-        parser.add_argument("--config", metavar="FILE", help="the experiment's YAML; flags win over it")
+        parser.add_argument(
+            "--config", metavar="FILE", help="the experiment's YAML; of several the later win, flags over all"
+        )
         _add_config_flags(parser)
     return parser
 
@@ -261,17 +263,15 @@ def _add_config_flags(parser: Any) -> None:
             )
 
 
-def _config_path(argv: Sequence[str]) -> Path | None:
-    """Finds --config ahead of the parse proper, so that the flags before it win over it too."""
+def _config_paths(argv: Sequence[str]) -> list[Path]:
+    """Finds each --config ahead of the parse proper, so that the flags before it win over it too."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", action="append", type=Path)
+    first.add_argument("--config", action="append", type=Path, default=[])
     try:
-        paths: list[Path] | None = first.parse_known_args(argv)[0].config
+        paths: list[Path] = first.parse_known_args(argv)[0].config
     except argparse.ArgumentError as error:
         raise ConfigError("--config needs the path of a YAML file.") from error
-    if paths is not None and len(paths) > 1:
-        raise ConfigError(f"--config may be given once, got {len(paths)}; flags change single fields of it.")
-    return paths[0] if paths else None
+    return paths
 
 
 def _render_error(message: str, verb: Verb) -> str:

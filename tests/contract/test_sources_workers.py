@@ -47,7 +47,7 @@ def test_image_batches_do_not_depend_on_the_number_of_workers(split: Split) -> N
 
 
 def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split) -> None:
-    # Processes that live as long as this one, such as multiprocessing's resource tracker, may be there from other tests.
+    # What lives as long as this process, multiprocessing's resource tracker say, may be there from other tests.
     others = _children()
     batches = _batches(split, num_workers=2)
     _images(batches, epoch=0)

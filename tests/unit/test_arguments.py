@@ -168,11 +168,21 @@ def test_flags_win_over_yaml_wherever_they_stand(order: str, write: Write) -> No
 
 
 @pytest.mark.parametrize("form", [["--config", "e.yaml"], ["--config=e.yaml"]])
-def test_config_may_be_given_once(form: list[str], write: Write) -> None:
+def test_config_is_given_in_two_forms_and_needs_a_path(form: list[str], write: Write) -> None:
     write("name: dogs")
     assert tune(*form).name == "dogs"
-    assert "may be given once, got 2" in refusal("tune", *form, "--train.lr", "1", *form)
     assert refusal("tune", "--config") == "--config needs the path of a YAML file."
+
+
+def test_of_several_configs_the_later_win(tmp_path: Path, write: Write) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("train: {batch_size: 8}\nsearch: {space: {train.lr: {type: float, low: 0.1, high: 1.0}}}")
+    config = write("name: dogs\ntrain: {lr: 0.1, batch_size: 4}")
+    got = tune("--config", config, "--config", str(overlay))
+    assert (got.name, got.train.lr, got.train.batch_size) == ("dogs", 0.1, 8)
+    assert list(got.search.space) == ["train.lr"]
+    overlay.write_text("train: {batch_size: many}")
+    assert refusal("tune", "--config", config, "--config", str(overlay)).startswith(f"{overlay}: train.batch_size")
 
 
 @pytest.mark.parametrize("text", ["1", "1.5", '"1"', "'1.5'"])

@@ -92,7 +92,7 @@ def test_canary_gets_its_share_before_the_rest(client: Client) -> None:
     with _callers(client, "canary") as seen:
         _when(lambda: seen["blue"] > 5)
         client.sagemaker.update_endpoint(
-            EndpointName="canary", EndpointConfigName="canary-2", DeploymentConfig=_policy(share=20, wait_s=2)
+            EndpointName="canary", EndpointConfigName="canary-2", DeploymentConfig=_policy(share=20, wait_s=4)
         )
         _when(lambda: seen["green"] > 0)
         pending = client.server.endpoints.describe_endpoint({"EndpointName": "canary"})
