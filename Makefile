@@ -11,6 +11,9 @@ ifneq ($(wildcard ../shared/data/dogs),)
 export DOGBREED_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
+# Two cores test two files at once; the fixtures of a file are made once.
+PYTEST := $(BIN)/pytest -n $(or $(TEST_PROCESSES),2) --dist loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install tune ui check test test-all bench lock
@@ -41,10 +44,10 @@ check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports --no-logo
 
 test: install ## every test but slow, gpu and aws
-	$(BIN)/pytest -m "not slow and not gpu and not aws"
+	$(PYTEST) -m "not slow and not gpu and not aws"
 
 test-all: install ## every test but aws; gpu tests skip where there is none
-	$(BIN)/pytest -m "not aws"
+	$(PYTEST) -m "not aws"
 
 bench: install ## the README's figures, side by side with what a user would write
 	$(BIN)/python -m benchmarks
