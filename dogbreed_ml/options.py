@@ -120,9 +120,7 @@ class DeployOptions:
     expires: str | None = _option(
         None, "sagemaker: after 90m, 4h or 2d `endpoints --reap` may delete it; never ends a lease", metavar="TIME"
     )
-    mode: Literal["create", "replace"] | None = _option(
-        None, "sagemaker: create refuses a name that is taken, replace one that is not; default takes both"
-    )
+    first: bool = _option(False, "sagemaker: refuse a name that is taken already, instead of updating it")
     no_wait: bool = _option(False, "sagemaker: return once all is asked for; a first endpoint stays untested")
     drop_replaced: bool = _option(False, "sagemaker: delete what an update replaced, so that no rollback finds it")
     dry_run: bool = _option(False, "sagemaker: print what would be sent, and send nothing")
@@ -135,10 +133,10 @@ class DeployOptions:
             raise ConfigError(f"--port must be 0 to 65535, got {self.port}.")
         if self.unmeasured and not (self.reason or "").strip():
             raise ConfigError("--unmeasured needs --reason TEXT, which is recorded with the version.")
-        needing = (self.endpoint, self.expires, self.dry_run, self.mode, self.no_wait, self.drop_replaced)
+        needing = (self.endpoint, self.expires, self.dry_run, self.first, self.no_wait, self.drop_replaced)
         if self.target == "local" and any(needing):
             raise ConfigError(
-                "--endpoint, --expires, --dry-run, --mode, --no-wait and --drop-replaced need --target sagemaker."
+                "--endpoint, --expires, --dry-run, --first, --no-wait and --drop-replaced need --target sagemaker."
             )
         if self.target == "sagemaker" and self.detach:
             raise ConfigError("--detach needs --target local; an endpoint of SageMaker outlives the command anyway.")

@@ -39,8 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--mode",
         choices=("create", "add", "replace"),
         default="create",
-        help="create a new endpoint (default); replace what an endpoint serves, blue/green under alarms; add is "
-        "refused: one endpoint serves one version, so give a second one a name of its own",
+        help="create a new endpoint (default), which must not be there yet; replace what it serves, blue/green under "
+        "alarms, or create it; add is create: one endpoint serves one version, and where there is one already, "
+        "give the second a name of its own",
     )
     add("--archive", action="store_true", help="keep what is replaced, so that `dogbreed rollback` can go back to it")
     add("-t", "--instance-type", metavar="TYPE", help="such as ml.c7i.xlarge")
@@ -57,8 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def to_command_line(arguments: argparse.Namespace) -> list[str]:
     """The same as arguments of `dogbreed`; raises ValueError with one sentence."""
-    if arguments.mode == "add":
-        raise ValueError("--mode add is not offered: one endpoint serves one version; give another --app-name.")
     scheme, _, rest = arguments.model_uri.partition(":/")
     model = rest.partition("@")[0].partition("/")[0]
     if scheme != "models" or not model:
@@ -68,7 +67,6 @@ def to_command_line(arguments: argparse.Namespace) -> list[str]:
     values = {
         "--version": arguments.model_uri,
         "--endpoint": arguments.app_name,
-        "--mode": arguments.mode,
         "--expires": arguments.expires,
         "--reason": arguments.reason,
         "--name": experiment_of(model),
@@ -82,6 +80,7 @@ def to_command_line(arguments: argparse.Namespace) -> list[str]:
         **_network(arguments.vpc_config),
     }
     switches = {
+        "--first": arguments.mode != "replace",
         "--no-wait": arguments.asynchronous,
         "--drop-replaced": arguments.mode == "replace" and not arguments.archive,
         "--dry-run": arguments.dry_run,

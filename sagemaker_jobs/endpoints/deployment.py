@@ -84,7 +84,7 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
                 examples=read_examples(archive_path),
                 why=options.reason if options.unmeasured else None,
                 waits=not options.no_wait,
-                mode=options.mode,
+                must_be_first=options.first,
             )
             deployed = rollout.run()
             if options.drop_replaced and deployed.replaced_config is not None and deployed.is_settled:

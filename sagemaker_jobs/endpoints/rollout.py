@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.cloudconfig import HostingConfig
 from dogbreed_ml.deployments import EventRecord, mark_ended, mark_live, recorded
@@ -104,16 +104,15 @@ class Rollout:
     """The reason that --unmeasured needs."""
     waits: bool = True
     """False returns once the last request is sent: a first endpoint is not smoke-tested then."""
-    mode: Literal["create", "replace"] | None = None
-    """What must be there before: nothing, an endpoint, or either."""
+    must_be_first: bool = False
+    """Whether the name must not be taken yet."""
 
     def run(self) -> Deployed:
         """Raises CloudError with the cause, where the version is not live at the end."""
         name = self.plan.name
         found = endpoints.describe(self.aws, name)
-        if self.mode is not None and (found is None) != (self.mode == "create"):
-            there = "is none" if found is None else "is one"
-            raise ConfigError(f"--mode {self.mode} does not go with the endpoint {name}: there {there}.")
+        if self.must_be_first and found is not None:
+            raise ConfigError(f"The endpoint {name} must not be there yet, and is; give another name, or update it.")
         before = None if found is None else self._lease_of(found)
         if found is not None and before is not None and self._serves_already(found, before):
             return self._renew(found, before)

@@ -436,14 +436,12 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
 
 
 @pytest.mark.slow
-def test_mode_says_what_must_be_there_and_what_is_replaced_may_go(project: Project, served: Account) -> None:
+def test_first_endpoint_may_be_asked_for_and_what_is_replaced_may_go(project: Project, served: Account) -> None:
     """Small sibling: tests/unit/sagemaker_jobs/test_deploy.py."""
-    with pytest.raises(ConfigError, match="--mode replace does not go with the endpoint dogs: there is none"):
-        project.deploy(1, mode="replace")
-    project.deploy(1, mode="create")
-    with pytest.raises(ConfigError, match="--mode create does not go with the endpoint dogs: there is one"):
-        project.deploy(2, mode="create")
-    second = project.deploy(2, mode="replace", drop_replaced=True)
+    project.deploy(1, first=True)
+    with pytest.raises(ConfigError, match="The endpoint dogs must not be there yet, and is"):
+        project.deploy(2, first=True)
+    second = project.deploy(2, drop_replaced=True)
     assert served.names()["configs"] == [second.endpoint_config]
     assert len(served.object_keys()) == 1
     with pytest.raises(CloudError, match="which was deleted; deploy the version again"):

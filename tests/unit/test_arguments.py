@@ -333,7 +333,10 @@ def test_predict_takes_images_and_one_source_of_the_model() -> None:
         (["deploy", "--unmeasured"], "--unmeasured needs --reason TEXT"),
         (["deploy", "--port", "70000"], "--port must be 0 to 65535, got 70000"),
         (["deploy", "--target", "cloud"], "target must be one of"),
-        (["deploy", "--expires", "4h"], "--endpoint, --expires, --dry-run, --mode, --no-wait and --drop-replaced need"),
+        (
+            ["deploy", "--expires", "4h"],
+            "--endpoint, --expires, --dry-run, --first, --no-wait and --drop-replaced need",
+        ),
         (["deploy", "--target", "sagemaker", "--detach"], "--detach needs --target local"),
         (["rollback"], "rollback needs --endpoint NAME"),
     ],

@@ -28,7 +28,7 @@ def test_flags_that_people_know_become_ours(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     assert command.options == DeployOptions(
-        target="sagemaker", version=URI, endpoint="dogs", mode="replace", expires="4h", no_wait=True, drop_replaced=True
+        target="sagemaker", version=URI, endpoint="dogs", expires="4h", no_wait=True, drop_replaced=True
     )
     config = command.config
     assert config.registered_model_name == "dogs-resnet50"
@@ -40,19 +40,22 @@ def test_flags_that_people_know_become_ours(tmp_path: Path) -> None:
     assert hosting.timeout_s == 600
 
 
-def test_default_is_to_create_and_archive_keeps_what_is_replaced() -> None:
-    assert parse(command_line()).options == DeployOptions(
-        target="sagemaker", version=URI, endpoint="dogs", mode="create"
+@pytest.mark.parametrize("argv", [[], ["--mode", "create"], ["--mode", "add"]])
+def test_default_is_to_create_and_so_is_to_add(argv: list[str]) -> None:
+    assert parse(command_line(*argv)).options == DeployOptions(
+        target="sagemaker", version=URI, endpoint="dogs", first=True
     )
+
+
+def test_archive_keeps_what_is_replaced() -> None:
     kept = parse(command_line("--mode", "replace", "--archive")).options
     assert isinstance(kept, DeployOptions)
-    assert not kept.drop_replaced
+    assert (kept.first, kept.drop_replaced) == (False, False)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--mode", "add"], "--mode add is not offered: one endpoint serves one version"),
         (["-m", "runs:/abc/model"], "--model-uri must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         (["--vpc-config", "nowhere.json"], "--vpc-config must be a JSON file such as"),
         (["--mod", "create"], "unrecognized arguments: --mod"),
