@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LOCAL_ROLE = "arn:aws:iam::123456789012:role/local-sagemaker"
+"""What the SageMaker of this machine, which checks no rights, is told."""
 PATIENCE_S = 300.0
 """How long a question is asked again while AWS does not answer; jobs go on meanwhile."""
 
@@ -104,6 +106,17 @@ class Aws:
         """Whether SageMaker is on this machine."""
         url = str(self.client("sagemaker").meta.endpoint_url)
         return url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]"))
+
+    def execution_role(self, config: SagemakerConfig) -> str:
+        """The role that jobs and endpoints run as; ConfigError where AWS needs one and none is configured."""
+        if config.role_arn is not None:
+            return config.role_arn
+        if self.is_local:
+            return LOCAL_ROLE
+        raise ConfigError(
+            "sagemaker.role_arn must name the role that jobs and endpoints run as, got null; `dogbreed deploy "
+            "--print-policy` shows what it must be allowed."
+        )
 
     def console_url(self, path: str) -> str | None:
         """A page of the AWS console, such as `jobs/NAME`; None for the local SageMaker."""

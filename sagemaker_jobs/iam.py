@@ -22,6 +22,8 @@ OWN_TAG = "dogbreed:model"
 
 _SERVICE = "sagemaker.amazonaws.com"
 _AUTOSCALING = "sagemaker.application-autoscaling.amazonaws.com"
+_JOBS = ("training-job", "hyper-parameter-tuning-job")
+_PREFIX_RULE = r"[a-zA-Z0-9](-*[a-zA-Z0-9])*-?"
 _RULES = {
     "partition": r"aws(-[a-z]+)*",
     "region": r"[a-z]{2}(-[a-z]+)+-\d",
@@ -29,7 +31,8 @@ _RULES = {
     "image_account": r"\d{12}",
     "bucket": r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
     "prefix": r"([\w!.()'-]+(/[\w!.()'-]+)*)?",
-    "name_prefix": r"[a-zA-Z0-9](-*[a-zA-Z0-9])*-?",
+    "name_prefix": _PREFIX_RULE,
+    "endpoint_prefix": _PREFIX_RULE,
     "role_arn": r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+",
     "kms_key_arn": r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+",
     "tracking_server_arn": r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[\w.-]+",
@@ -47,6 +50,8 @@ class Scope:
     """Where data, jobs' output and model archives go."""
     name_prefix: str
     """What the names of all jobs, models, endpoint configs and endpoints begin with: the experiment's name."""
+    endpoint_prefix: str | None = None
+    """What endpoints, their configs, models and alarms begin with, where that is another name."""
     role_arn: str
     """The execution role of jobs and endpoints."""
     prefix: str = ""
@@ -75,8 +80,14 @@ class Scope:
         return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:{resource}"
 
     def named(self, *kinds: str) -> list[str]:
-        """ARNs of everything of these kinds whose name begins with name_prefix; ARNs have names in lower case."""
-        return [self.arn("sagemaker", f"{kind}/{self.name_prefix.lower()}*") for kind in kinds]
+        """ARNs of everything of these kinds whose name begins as ours do; ARNs have names in lower case."""
+        prefixes = {kind: self.name_prefix if kind in _JOBS else self.endpoint for kind in kinds}
+        return [self.arn("sagemaker", f"{kind}/{prefix.lower()}*") for kind, prefix in prefixes.items()]
+
+    @property
+    def endpoint(self) -> str:
+        """What the names of endpoints begin with."""
+        return self.endpoint_prefix or self.name_prefix
 
 
 def caller_policy(scope: Scope) -> Document:
@@ -95,7 +106,7 @@ def caller_policy(scope: Scope) -> Document:
                 "sagemaker:StopHyperParameterTuningJob",
                 "sagemaker:StopTrainingJob",
             ],
-            scope.named("training-job", "hyper-parameter-tuning-job"),
+            scope.named(*_JOBS),
         ),
         _allow(
             "Endpoints",
@@ -132,7 +143,7 @@ def caller_policy(scope: Scope) -> Document:
             ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm",
              "cloudwatch:TagResource"],
             # The second are those that Application Auto Scaling makes.
-            [scope.arn("cloudwatch", f"alarm:{stem}{scope.name_prefix}*") for stem in ("", "TargetTracking-endpoint/")],
+            [scope.arn("cloudwatch", f"alarm:{stem}{scope.endpoint}*") for stem in ("", "TargetTracking-endpoint/")],
         ),
         _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
         _allow(
@@ -294,7 +305,7 @@ def _network(scope: Scope) -> list[Statement]:
 
 def _log_groups(scope: Scope) -> list[str]:
     """Of all training jobs, which AWS keeps in one group, and of the endpoints of the name."""
-    groups = ["TrainingJobs", f"Endpoints/{scope.name_prefix}*"]
+    groups = ["TrainingJobs", f"Endpoints/{scope.endpoint}*"]
     return [scope.arn("logs", f"log-group:/aws/sagemaker/{group}{ending}") for group in groups for ending in ("", ":*")]
 
 

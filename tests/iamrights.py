@@ -2,12 +2,15 @@
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from sagemaker_jobs.client import Aws
+from dogbreed_ml.config import ExperimentConfig
+from sagemaker_jobs.client import LOCAL_ROLE, Aws
+from sagemaker_jobs.endpoints.policies import policies
 from sagemaker_jobs.iam import Document
 
 ACCOUNT_ID, REGION = "123456789012", "us-west-2"
@@ -55,6 +58,15 @@ class Rights:
     @property
     def actions(self) -> set[str]:
         return {each.action for each in self.needed}
+
+
+@contextmanager
+def allowed_by_the_policy(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> Iterator[Rights]:
+    """Fails at its end where the caller's policy of `config` lacks a right that a command needed meanwhile."""
+    rights = record_rights(monkeypatch)
+    yield rights
+    account = replace(config.sagemaker, role_arn=LOCAL_ROLE, region=REGION)
+    assert rights.missing_from(policies(replace(config, sagemaker=account)).caller) == []
 
 
 def record_rights(monkeypatch: pytest.MonkeyPatch) -> Rights:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import utc_now
-from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
 from dogbreed_ml.provenance import user_name
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 PLACEHOLDER_ROLE = "arn:aws:iam::000000000000:role/PLACEHOLDER"
 PLACEHOLDER_BUCKET, PLACEHOLDER_REGION = "PLACEHOLDER-BUCKET", "us-east-1"
 """What a dry run shows where the config says nothing; none of it is ever sent."""
-LOCAL_ROLE = "arn:aws:iam::123456789012:role/local-sagemaker"
-"""The local SageMaker checks a role's form alone."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
         if options.dry_run:
             return _dry_run(config, lease, archive_path, context=context)
         with Aws.open(config.sagemaker) as aws:
-            role_arn = _role_arn(config, aws)
+            role_arn = aws.execution_role(config.sagemaker)
             storage = Storage.open(aws, config.sagemaker)
             place = Place(aws.region, role_arn, storage.uri(_key(archive_path)), storage.uri("endpoints"))
             plan = endpoint_plan(config, lease=lease, place=place)
@@ -126,17 +123,6 @@ def build_archive(
 
 def _key(archive_path: Path) -> str:
     return f"models/{file_digest(archive_path)}/model.tar.gz"
-
-
-def _role_arn(config: ExperimentConfig, aws: Aws) -> str:
-    if config.sagemaker.role_arn is not None:
-        return config.sagemaker.role_arn
-    if aws.is_local:
-        return LOCAL_ROLE
-    raise ConfigError(
-        "sagemaker.role_arn must name the role that endpoints run as, got null; `dogbreed deploy --print-policy` shows "
-        "what it must be allowed."
-    )
 
 
 def _dry_run(config: ExperimentConfig, lease: Lease, archive_path: Path, *, context: Context) -> DryRun:

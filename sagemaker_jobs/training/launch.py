@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -74,10 +75,10 @@ def config_key(config: ExperimentConfig, scope: str = "") -> str:
     return hashlib.sha256(f"{config_hash(config)} {scope}".encode()).hexdigest()[:12]
 
 
-def job_name(config: ExperimentConfig, verb: str, *, key: str, time_text: str, limit: int) -> str:
-    """`quickstart-train-1a2b3c-1121113649`: the experiment's name gives way where the limit is near.
+def job_name(config: ExperimentConfig, verb: str, *, key: str, at: datetime, limit: int) -> str:
+    """`quickstart-train-1a2b3c-2611211136490`: the experiment's name gives way where the limit is near.
 
-    `time_text` is digits, so that the same config may run again.
+    The time goes down to tenths of a second, so that the same config may run again: no job ends sooner.
     """
-    rest = f"{verb}-{key[:6]}-{time_text}"
+    rest = f"{verb}-{key[:6]}-{at:%y%m%d%H%M%S}{at.microsecond // 100_000}"
     return f"{config.name[: limit - len(rest) - 1].rstrip('-')}-{rest}"

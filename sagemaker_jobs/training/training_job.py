@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 _VERB: Final = "train"
 _PRICING_PATIENCE_S = 5.0
-_LOCAL_ROLE = "arn:aws:iam::123456789012:role/dogbreed-local"
 """The local SageMaker looks at a role's form only."""
 
 
@@ -131,17 +130,6 @@ def price_of(config: ExperimentConfig, context: Context, *, region: str, today: 
             aws.close()
 
 
-def execution_role(config: ExperimentConfig, aws: Aws) -> str:
-    """The role that the job runs under; ConfigError where AWS needs one and none is configured."""
-    role_arn = config.sagemaker.role_arn or (_LOCAL_ROLE if aws.is_local else None)
-    if role_arn is None:
-        raise ConfigError(
-            "sagemaker.role_arn must name the role that the job runs under, got null; `dogbreed deploy --print-policy` "
-            "shows what it must be allowed."
-        )
-    return role_arn
-
-
 @dataclass(frozen=True)
 class _Task:
     """One command's work on its job."""
@@ -155,7 +143,7 @@ class _Task:
     spans: SpanTotals
 
     def run(self) -> TrainSummary:
-        role_arn = execution_role(self.config, self.aws)
+        role_arn = self.aws.execution_role(self.config.sagemaker)
         with self.launch_file.locked():
             job = self._found() or self._started(role_arn)
         with self.spans.span("job"):
@@ -311,8 +299,7 @@ def _splits(config: ExperimentConfig, context: Context) -> Splits | None:
 
 
 def _name(config: ExperimentConfig, key: str) -> str:
-    time_text = datetime.now(UTC).strftime("%y%m%d%H%M%S")
-    return job_name(config, _VERB, key=key or config_key(config), time_text=time_text, limit=MAX_TRAINING_JOB_NAME)
+    return job_name(config, _VERB, key=key or config_key(config), at=datetime.now(UTC), limit=MAX_TRAINING_JOB_NAME)
 
 
 def _tags(config: ExperimentConfig, context: Context) -> dict[str, str]:

@@ -122,8 +122,7 @@ def _start(
         environment=record_variables(tracker.tracking_uri, parent),
     )
     key = launch_file.path.stem.rpartition("-")[2]
-    time_text = datetime.now(UTC).strftime("%y%m%d%H%M%S")
-    name = job_name(config, _VERB, key=key, time_text=time_text, limit=MAX_TRAINING_JOB_NAME)
+    name = job_name(config, _VERB, key=key, at=datetime.now(UTC), limit=MAX_TRAINING_JOB_NAME)
     request = training_job_request(
         config,
         name=name,

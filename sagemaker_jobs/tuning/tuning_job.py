@@ -37,7 +37,7 @@ from sagemaker_jobs.training.estimate import estimate_jobs
 from sagemaker_jobs.training.jobcontrol import Job, Question
 from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs, prepare_inputs
 from sagemaker_jobs.training.launch import MAX_TUNING_JOB_NAME, Launch, LaunchFile, config_key, job_name
-from sagemaker_jobs.training.training_job import execution_role, price_of
+from sagemaker_jobs.training.training_job import price_of
 from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import (
     FEATURES_KEY,
@@ -132,7 +132,7 @@ class _Search:
         name, found = self._found(attach)
         parent_run_id = self._parent_run_id(name, is_attached=attach is not None)
         config = self.source.narrowed(self.config, self.tracker)
-        role_arn = execution_role(config, self.aws)
+        role_arn = self.aws.execution_role(config.sagemaker)
         with (
             self.tracker.start_run(config.name, run_name=name, run_id=parent_run_id) as parent,
             profiled_run(config, parent, project_dir=self.context.project_dir) as profiler,
@@ -310,8 +310,7 @@ def _training_request(
 
 
 def _name(config: ExperimentConfig) -> str:
-    time_text = datetime.now(UTC).strftime("%y%m%d%H%M%S")
-    return job_name(config, _VERB, key=config_key(config), time_text=time_text, limit=MAX_TUNING_JOB_NAME)
+    return job_name(config, _VERB, key=config_key(config), at=datetime.now(UTC), limit=MAX_TUNING_JOB_NAME)
 
 
 def _links(aws: Aws, job: Job) -> dict[str, str]:

@@ -33,7 +33,7 @@ from dogbreed_ml.errors import CloudError, ConfigError, GateError
 from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
-from sagemaker_jobs.client import Aws
+from sagemaker_jobs.client import LOCAL_ROLE, Aws
 from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback, rollout
 from sagemaker_jobs.endpoints.policies import policies
 from sagemaker_jobs.storage import Storage
@@ -81,7 +81,7 @@ def _configured(served: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     rights = record_rights(monkeypatch)
     yield
     served.clear()
-    account = replace(CONFIG.sagemaker, role_arn=deployment.LOCAL_ROLE, region=REGION)
+    account = replace(CONFIG.sagemaker, role_arn=LOCAL_ROLE, region=REGION)
     # Some tests deploy under a name of their own, as `--print-policy --endpoint NAME` is given it.
     name = next((each.resource.split("/")[1] for each in rights.needed if ":CreateEndpoint" in each.action), "dogs")
     names = {"dogs", "cats", name.removesuffix("-smoke").partition("-v")[0]}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from iamrights import allowed_by_the_policy
 from local_jobs import make_client, write_source
 from mlflow_server import MlflowServer
 from plantedsecrets import API_TOKEN, assert_absent, plant
@@ -149,6 +150,12 @@ def project(tmp_path: Path, drawn_dir: Path, empty_store: Path, request: pytest.
         "sagemaker.instance_type": "ml.m5.xlarge",
     }
     return Project(tmp_path, with_values(ExperimentConfig(), values))
+
+
+@pytest.fixture(autouse=True)
+def _policy_allows_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with allowed_by_the_policy(monkeypatch, project.config):
+        yield
 
 
 @pytest.fixture
@@ -709,6 +716,6 @@ def test_training_on_aws_needs_a_role(project: Project, sagemaker: Any, monkeypa
     assert jobs_of(sagemaker, project) == project.runs() == []
 
 
-def test_describe_of_an_unknown_job_is_none(sagemaker: Any) -> None:
+def test_describe_of_an_unknown_job_is_none(project: Project, sagemaker: Any) -> None:
     with Aws.open(ExperimentConfig().sagemaker) as aws:
-        assert describe_job(aws, "no-such-job") is None
+        assert describe_job(aws, f"{project.config.name}-unknown") is None

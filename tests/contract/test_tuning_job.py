@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from iamrights import allowed_by_the_policy
 from local_jobs import BUCKET, make_bucket, write_source
 from mlflow_server import MlflowServer
 from plantedsecrets import API_TOKEN, assert_absent, plant
@@ -65,6 +66,12 @@ SECRETIVE = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, environment={"KE
 
 SAGEMAKERS_OWN = ("sagemaker.", "sagemaker/", "features.from", "features.key", "dogbreed.event")
 """Keys that only one of two searches may have: what SageMaker adds, and where a job's features are from."""
+
+
+@pytest.fixture(autouse=True)
+def _policy_allows_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with allowed_by_the_policy(monkeypatch, CONFIG):
+        yield
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -207,7 +208,8 @@ def test_image_is_the_newest_pair_with_cuda_where_the_instance_has_a_gpu() -> No
 @pytest.mark.parametrize("name", ["dogs", "a" * 48, "dog-breeds-of-the-world"])
 def test_job_name_fits_sagemaker_whatever_the_experiment_is_called(name: str) -> None:
     config = replace(ExperimentConfig(), name=name)
-    made = job_name(config, "train", key="0a1b2c3d4e5f", time_text="20261121113649", limit=MAX_TRAINING_JOB_NAME)
+    at = datetime(2026, 11, 21, 11, 36, 49, tzinfo=UTC)
+    made = job_name(config, "train", key="0a1b2c3d4e5f", at=at, limit=MAX_TRAINING_JOB_NAME)
 
     assert len(made) <= 63
     assert made.startswith(name[:16])
