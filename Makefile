@@ -11,8 +11,8 @@ ifneq ($(wildcard ../shared/data/dogs),)
 export DOGBREED_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
-# Two cores test two files at once; the fixtures of a file are made once.
-PYTEST := $(BIN)/pytest -n $(or $(TEST_PROCESSES),2) --dist loadfile
+# Two cores test two files at once; the fixtures of a file are made once. A process that dies ends the run: xdist would wait.
+PYTEST := $(BIN)/pytest -n $(or $(TEST_PROCESSES),2) --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

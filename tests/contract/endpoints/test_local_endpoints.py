@@ -267,10 +267,10 @@ def test_scaling_policy_is_stored_and_not_acted_on(client: Client) -> None:
         **target, PolicyName="busy", PolicyType="TargetTrackingScaling",
         TargetTrackingScalingPolicyConfiguration={"TargetValue": 1.0},
     )  # fmt: skip
-    policies = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    found = scaling.describe_scaling_policies(ServiceNamespace="sagemaker", ResourceId=target["ResourceId"])
     scaling.deregister_scalable_target(**target)
     scaling.close()
-    assert [policy["PolicyName"] for policy in policies] == ["busy"]
+    assert [policy["PolicyName"] for policy in found["ScalingPolicies"]] == ["busy"]
     assert len(client.pids("scaled")) == 1
 
 
