@@ -66,6 +66,8 @@ class DataConfig:
     """Largest share of unreadable images that is tolerated; they are quarantined, never deleted."""
 
     def __post_init__(self) -> None:
+        # First, since other messages repeat the path.
+        self._refuse_secrets()
         require_choice("data.source", self.source, ("synthetic", "folder", "archive", "s3"))
         if self.source == "synthetic":
             require(
@@ -104,6 +106,16 @@ class DataConfig:
         )
         require_number("data.seed", self.seed, low=0)
         require_number("data.max_bad_share", self.max_bad_share, low=0, high=1)
+
+    def _refuse_secrets(self) -> None:
+        """Every run and every model records the path."""
+        parts = urlsplit(self.path or "")
+        if parts.scheme in ("http", "https") and (parts.password or _SECRET_PARAMETER.search(parts.query)):
+            raise ConfigError(
+                f"data.path ({parts.scheme}://{parts.hostname}) must hold no password and no signature, since every "
+                "run and every model records it; put that into ~/.netrc, which downloads read, or download the archive "
+                "by other means and set data.path to the file."
+            )
 
 
 @dataclass(frozen=True)
@@ -460,17 +472,6 @@ def without_secrets(config: ExperimentConfig) -> ExperimentConfig:
     """The config as it may be recorded: of sagemaker.environment the names alone."""
     hidden = dict.fromkeys(config.sagemaker.environment, NOT_RECORDED)
     return dataclasses.replace(config, sagemaker=dataclasses.replace(config.sagemaker, environment=hidden))
-
-
-def refuse_secrets(config: ExperimentConfig) -> None:
-    """Raises ConfigError where data.path has a password or a signature: it is recorded with every run and model."""
-    parts = urlsplit(config.data.path or "")
-    if parts.scheme in ("http", "https") and (parts.password or _SECRET_PARAMETER.search(parts.query)):
-        raise ConfigError(
-            f"data.path ({parts.scheme}://{parts.hostname}) must hold no password and no signature, since every run "
-            "and every model records it; put that into ~/.netrc, which downloads read, or download the archive by "
-            "other means and set data.path to the file."
-        )
 
 
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.backend import device_of
 from dogbreed_ml.checkpoint import Checkpoint, save_checkpoint
-from dogbreed_ml.config import ExperimentConfig, refuse_secrets, without_secrets
+from dogbreed_ml.config import ExperimentConfig, without_secrets
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits, quarantine_rows
@@ -27,7 +27,6 @@ TEMPERATURE_METRIC = "temperature"
 
 def opened(config: ExperimentConfig, context: Context, spans: SpanTotals) -> "tuple[Tracker, Splits, Workbench]":
     """The tracking store first, so that an absent one is told of before the data is fetched."""
-    refuse_secrets(config)
     with spans.span("start"):
         from dogbreed_ml.tracking import Tracker
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -43,7 +41,6 @@ CODE_DIR, PROGRAM, REQUIREMENTS_FILE = "code", "inference.py", "requirements.txt
 
 _EXPECTED = f"{EXAMPLES_DIR}/expected.json"
 _ENTRY = "sagemaker_jobs.inference"
-_SECRET_PARAMETER = re.compile(r"(?i)(signature|sig|token|password|secret|credential|key)=")
 _DIGITS = 6
 """Decimals of expected probabilities: beyond them fp32 differs from machine to machine."""
 # Weights hardly get smaller, and level 9 takes ten times as long.
@@ -111,7 +108,6 @@ def build_model_archive(
     _require_packages(requirements, config)
     path = checkpoint_path / CHECKPOINT_FILE if checkpoint_path.is_dir() else checkpoint_path
     checkpoint = load_checkpoint(path)
-    _require_no_secret(checkpoint)
     members: dict[str, Member] = {
         **_example_files(checkpoint, config),
         **_code_files(requirements),
@@ -187,15 +183,6 @@ def _require_packages(requirements: Sequence[str], config: DeployConfig) -> None
         raise ConfigError(
             f"deploy.backend must be one that the container has; {config.backend} is not, unless the requirements "
             "name openvino. Take auto, torch-bf16 or torch-fp32, or add it."
-        )
-
-
-def _require_no_secret(checkpoint: Checkpoint) -> None:
-    parts = urlsplit(checkpoint.config.data.path or "")
-    if parts.password or _SECRET_PARAMETER.search(parts.query):
-        raise ConfigError(
-            f"A model archive must hold no secret, and its checkpoint's data.path ({parts.scheme}://{parts.hostname}) "
-            "has a password or a signature; put that into ~/.netrc, which downloads read, and train again."
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from dogbreed_ml.config import ExperimentConfig, refuse_secrets
+from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError, SearchError
@@ -89,7 +89,6 @@ def plan(
 
     The features are not computed for it, and what an earlier search would change is not looked up.
     """
-    refuse_secrets(config)
     source = Source.of(warm_start)
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     placement = Placement.of(config.sagemaker)

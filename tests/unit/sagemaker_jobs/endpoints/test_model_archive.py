@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from plantedsecrets import API_TOKEN, assert_absent, plant
 from serving import as_row, is_same_row, save_tiny_checkpoint
 
 from dogbreed_ml import __version__
-from dogbreed_ml.checkpoint import load_checkpoint, save_checkpoint
-from dogbreed_ml.config import DataConfig
 from dogbreed_ml.errors import CheckpointError, ConfigError, ServingError
 from dogbreed_ml.policies import DeployConfig
 from dogbreed_ml.serve import Predictor
@@ -131,24 +128,6 @@ def test_examples_are_answered_as_the_archive_expects(archive_path: Path, unpack
 
 def test_archive_holds_no_secret_of_the_environment_it_is_built_in(archive_path: Path) -> None:
     assert_absent(archive_path, read_manifest(archive_path))
-
-
-@pytest.mark.parametrize(
-    "data_path",
-    [
-        f"https://rex:{API_TOKEN}@host/dogs.zip",
-        f"https://host/dogs.zip?X-Amz-Credential=a&X-Amz-Signature={API_TOKEN}",
-        f"https://host/dogs.zip?access_token={API_TOKEN}",
-    ],
-)
-def test_checkpoint_whose_config_holds_a_secret_is_refused(data_path: str, model_dir: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(model_dir / "checkpoint.pt")
-    config = replace(checkpoint.config, data=DataConfig(source="archive", path=data_path))
-    path = save_checkpoint(replace(checkpoint, config=config), tmp_path / "checkpoint.pt")
-    with pytest.raises(ConfigError, match=r"must hold no secret, .*data.path \(https://host\).*train again") as caught:
-        build_model_archive(path, tmp_path / "model.tar.gz", origin=ORIGIN)
-    assert_absent(str(caught.value))
-    assert not (tmp_path / "model.tar.gz").exists()
 
 
 @pytest.mark.parametrize(
