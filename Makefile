@@ -11,9 +11,6 @@ ifneq ($(wildcard ../shared/data/dogs),)
 export DOGBREED_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
-# Two cores test two files at once; the fixtures of a file are made once. A process that dies ends the run: xdist would wait.
-PYTEST := $(BIN)/pytest -n $(or $(TEST_PROCESSES),2) --dist loadfile --max-worker-restart 0
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install tune ui check test test-all bench lock
@@ -43,11 +40,14 @@ check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Unit tests start no process, so that two run at once; the others use both cores themselves.
 test: install ## every test but slow, gpu and aws
-	$(PYTEST) -m "not slow and not gpu and not aws"
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not gpu and not aws" tests/unit
+	$(BIN)/pytest -m "not slow and not gpu and not aws" --ignore tests/unit
 
 test-all: install ## every test but aws; gpu tests skip where there is none
-	$(PYTEST) -m "not aws"
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not aws" tests/unit
+	$(BIN)/pytest -m "not aws" --ignore tests/unit
 
 bench: install ## the README's figures, side by side with what a user would write
 	$(BIN)/python -m benchmarks

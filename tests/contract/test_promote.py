@@ -104,9 +104,11 @@ def _failed(promotion: Promotion) -> list[str]:
     return [check.name for check in promotion.verdict.checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_gate_refuses_the_worse_lets_the_better_pass_and_goes_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Small siblings: the tests below, a step each."""
     project = Project(folder, "reigns")
     with project.open() as tracker:
         begin_reign(tracker, project.plant(4), "forced", replaces=None, reason="planted")

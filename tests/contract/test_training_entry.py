@@ -138,7 +138,9 @@ def _optuna_trial(caller: Caller) -> Any:
         return tracker.client.get_run(str(result.best.run_id))
 
 
+@pytest.mark.slow
 def test_a_jobs_run_equals_a_trials_of_the_search_here(caller: Caller) -> None:
+    """Small sibling: test_trial_takes_its_features_from_the_channel, in this process."""
     features_dir = caller.features_dir()
     trial = _optuna_trial(caller)
     lr = trial.data.params["train.lr"]

@@ -164,10 +164,12 @@ def keys(parent: Any, children: list[ChildRun]) -> dict[str, set[str]]:
     return {where: {key for key in names if not key.startswith(SAGEMAKERS_OWN)} for where, names in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
     caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Small siblings: the tests below, and tests/contract/test_tuning_faults.py with jobs of a few lines."""
     caplog.set_level(logging.INFO)
     plant(monkeypatch)
     asked: list[str] = []

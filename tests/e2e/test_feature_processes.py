@@ -45,7 +45,9 @@ def test_two_processes_ask_and_one_computes(images_dir: Path, tmp_path: Path) ->
     assert answers[0]["sum"] == answers[1]["sum"]
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_pass_leaves_nothing_whole(images_dir: Path, tmp_path: Path) -> None:
+    """Small sibling: test_killed_writers_leftover_is_removed_and_not_taken_for_whole, in this process."""
     features_dir = tmp_path / "features"
     victim = start(images_dir, features_dir)
     deadline = time.monotonic() + 60
