@@ -495,9 +495,11 @@ def test_token_that_expires_leaves_nothing_that_nobody_knows_of(
     assert told(project)[-1] == ("deploy", 1, "done")
 
 
+@pytest.mark.slow
 def test_lost_network_and_lost_answers_are_sat_out(
     project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Small sibling: test_throttling_and_errors_of_s3_are_sat_out."""
     faults, wait = served.server.faults, endpoint.wait_settled
 
     def lose(aws: Aws, name: str, **options: Any) -> Any:

@@ -166,15 +166,10 @@ def test_deleted_endpoint_is_gone_with_its_files(deployed: dict[str, Any], proje
     assert dogbreed("delete", "rex", "--target", "sagemaker", cwd=project_dir).returncode == 2
 
 
-@pytest.mark.parametrize(
-    "signal_number",
-    [
-        pytest.param(signal.SIGTERM, id="terminated"),
-        # Small sibling: test_server_that_is_killed_takes_its_workers_along.
-        pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
 def test_server_in_front_ends_with_its_command(project_dir: Path, signal_number: signal.Signals) -> None:
+    """Small siblings: TestLife of tests/contract/test_server.py."""
     argv = ["deploy", *NAMED, "--version", "1", "--port", "0", "--unmeasured", "--reason", "in front", "--json"]
     command = subprocess.Popen(
         [sys.executable, "-m", "dogbreed_ml", *argv],

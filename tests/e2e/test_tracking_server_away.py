@@ -21,8 +21,10 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
     server.stop()
 
 
-@pytest.mark.parametrize("away_s", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("away_s", [3, 20])
 def test_search_loses_nothing_while_the_server_is_away(tmp_path: Path, server: MlflowServer, away_s: int) -> None:
+    """Small sibling: test_run_loses_nothing_while_the_store_is_away, on a fake client."""
     environment = {"MLFLOW_TRACKING_URI": server.url}
     with search_command(tmp_path, environment, num_trials=4, epoch_s=0.5, system_metrics=True) as command:
         command.wait_for_trials(1)
