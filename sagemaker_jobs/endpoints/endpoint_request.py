@@ -189,7 +189,12 @@ def alarm_names(endpoint: str) -> tuple[str, str]:
 
 
 def alarm_requests(hosting: HostingConfig, endpoint: str) -> tuple[dict[str, Any], ...]:
-    """PutMetricAlarm for the mean latency, and for errors, of a minute."""
+    """PutMetricAlarm for the mean latency, and for errors, of a minute.
+
+    None for a serverless endpoint: SageMaker guards no update of it, and alarms that nothing looks at cost money too.
+    """
+    if hosting.kind == "serverless":
+        return ()
     latency, errors = alarm_names(endpoint)
     shared: dict[str, Any] = {
         "Namespace": "AWS/SageMaker",
@@ -226,7 +231,7 @@ def update_members(hosting: HostingConfig, alarms: list[str]) -> dict[str, Any]:
     """What UpdateEndpoint says besides names: blue/green, a canary first, and what rolls it back.
 
     One instance cannot be split: all traffic shifts at once then, and the instance before stays until the alarms have
-    watched for hosting.bake_s. SageMaker guards no serverless endpoint.
+    watched for hosting.bake_s. A serverless endpoint is updated at once.
     """
     if hosting.kind == "serverless":
         return {}

@@ -60,12 +60,16 @@ def compute_features(
                 job = _start(wanted, context, tracker, parent, storage, splits, launch_file, role_arn=role_arn)
         job = follow_job(aws, job["TrainingJobName"], timeout_s=longest_s(job))
     except KeyboardInterrupt as interrupt:
-        settle_interrupt(
+        ended = settle_interrupt(
             aws,
             launch_file,
             question=None if interrupt.args else question,
             command=render_command(context.argv),
         )
+        # One that completed is what the next command looks for; one that was stopped would be in its way.
+        if ended is not None and ended["TrainingJobStatus"] != "Completed":
+            import_job(tracker, ended, storage=storage, config=wanted, parent=parent.ref)
+            launch_file.clear(ended["TrainingJobName"])
         raise
     # The launch file stays: another search over the same features finds them.
     import_job(tracker, job, storage=storage, config=wanted, parent=parent.ref)

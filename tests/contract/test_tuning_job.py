@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.breeds import clean_breed_name
-from dogbreed_ml.errors import ConfigError, SearchError
+from dogbreed_ml.errors import CloudError, ConfigError, SearchError
 from dogbreed_ml.pipeline import tune as optuna_search
 from dogbreed_ml.progress import Advance, Progress
 from dogbreed_ml.summaries import TuneSummary
@@ -37,9 +38,14 @@ from dogbreed_ml.tracking import PARENT_TAG, ChildRun, Tracker
 from sagemaker_jobs.client import Aws, Clock
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
 from sagemaker_jobs.training import importing, jobinputs
+from sagemaker_jobs.training.jobcontrol import JobGoneError
 from sagemaker_jobs.tuning import searchfollower, tuning_job, warmstart
 
 WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
+FAILS = (
+    "import os, pathlib, sys\nprint('opening photographs', flush=True)\n"
+    "pathlib.Path(os.environ['SM_OUTPUT_DIR'], 'failure').write_text('ValueError: no dog in sight')\nsys.exit(1)\n"
+)
 
 CONFIG = ExperimentConfig(
     name="dogs",
@@ -299,6 +305,110 @@ def test_search_cut_off_while_it_is_sent_and_while_it_comes_home_is_one_record_e
     jobs = [run.data.tags["sagemaker.training_job"] for run in runs if PARENT_TAG in run.data.tags]
     assert sorted(jobs) == sorted([*caller.names(first), *caller.names(second)])
     assert "RUNNING" not in {run.info.status for run in runs}
+
+
+@dataclass
+class FeatureJobs:
+    """A search whose features a first job computes, that job being a small script."""
+
+    caller: Caller
+    config: ExperimentConfig
+    script: str = WAITS
+
+    def tune(self, **options: Any) -> None:
+        self.caller.tune(self.config, **options)
+
+    def names(self) -> list[str]:
+        return self.caller.names(f"{self.config.name}-features-")
+
+    def runs(self) -> dict[str, Any]:
+        """Of the newest search, by whether they are of its feature job."""
+        with self.caller.tracker() as tracker:
+            runs = tracker.search_runs(self.config.name, "")
+        return {"features" if PARENT_TAG in run.data.tags else "search": run for run in reversed(runs)}
+
+
+@pytest.fixture
+def feature_jobs(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FeatureJobs]:
+    # The names of a test's jobs, which all tests' jobs stand beside.
+    name = f"dogs-{request.function.__name__.rpartition('_')[2]}"
+    jobs = FeatureJobs(caller, with_values(CONFIG, {"name": name, "search.features_on": "sagemaker"}))
+    monkeypatch.setattr(jobinputs, "build_source", lambda _, __, target, **___: write_source(target, jobs.script))
+    before = caller.tuning_jobs()
+    yield jobs
+    # No search begins without its features.
+    assert caller.tuning_jobs() == before
+
+
+def test_feature_job_that_fails_ends_the_search_and_is_tried_again(feature_jobs: FeatureJobs) -> None:
+    feature_jobs.script = FAILS
+    for num_tries in (1, 2):
+        with pytest.raises(CloudError, match=r"no dog in sight.* It was to compute the features"):
+            feature_jobs.tune()
+        assert len(feature_jobs.names()) == num_tries
+    runs = feature_jobs.runs()
+    assert {run.info.status for run in runs.values()} == {"FAILED"}
+    assert {"no dog in sight" in run.data.tags["failure.cause"] for run in runs.values()} == {True}
+
+
+def test_feature_job_after_ctrl_c_goes_on_or_is_stopped(
+    feature_jobs: FeatureJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(KeyboardInterrupt):
+        feature_jobs.tune(clock=interrupting(after=1))
+    (name,) = feature_jobs.names()
+    assert f"The training job {name} goes on and is paid for. To come back to it: dogbreed tune" in caplog.text
+    asked: list[str] = []
+
+    def yes(question: str) -> bool:
+        asked.append(question)
+        return True
+
+    interruptions = iter([KeyboardInterrupt])
+
+    def sleep(_: float) -> None:
+        for interruption in interruptions:
+            raise interruption
+
+    with pytest.raises(KeyboardInterrupt):
+        feature_jobs.tune(clock=Clock(sleep=sleep), question=yes)
+    assert feature_jobs.names() == [name]
+    assert asked == [f"Stop the training job {name}? It is paid for while it runs."]
+    assert {where: run.info.status for where, run in feature_jobs.runs().items()} == {
+        "search": "KILLED",
+        "features": "KILLED",
+    }
+    # What was stopped is not in the way of the next.
+    feature_jobs.script = FAILS
+    with pytest.raises(CloudError, match="no dog in sight"):
+        feature_jobs.tune()
+    assert len(feature_jobs.names()) == 2
+
+
+def test_feature_job_deleted_behind_our_back_is_told_of_and_made_anew(feature_jobs: FeatureJobs) -> None:
+    feature_jobs.script = FAILS
+    training = feature_jobs.caller.server.training
+
+    def has_failed(name: str) -> bool:
+        job = training.describe_training_job({"TrainingJobName": name})
+        return bool(job["TrainingJobStatus"] == "Failed")
+
+    def delete(_: float) -> None:
+        for name in feature_jobs.names():
+            assert feature_jobs.caller.server.records.wait_for(partial(has_failed, name), 60)
+            training.delete_training_job({"TrainingJobName": name})
+
+    with pytest.raises(JobGoneError, match="was deleted"):
+        feature_jobs.tune(clock=Clock(sleep=delete))
+    assert feature_jobs.names() == []
+    assert feature_jobs.runs()["search"].info.status == "FAILED"
+    assert "was deleted" in feature_jobs.runs()["search"].data.tags["failure.cause"]
+    with pytest.raises(CloudError, match="no dog in sight"):
+        feature_jobs.tune()
+    assert len(feature_jobs.names()) == 1
 
 
 def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

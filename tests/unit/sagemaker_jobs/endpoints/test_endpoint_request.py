@@ -137,7 +137,9 @@ def test_one_instance_cannot_be_split_and_is_watched_all_the_same() -> None:
     assert policy["TrafficRoutingConfiguration"]["Type"] == "ALL_AT_ONCE"
     assert policy["TerminationWaitInSeconds"] == 120
     assert deployment["AutoRollbackConfiguration"]["Alarms"]
-    assert "DeploymentConfig" not in plan(VARIANTS["serverless"]).update
+    unguarded = plan(VARIANTS["serverless"])
+    assert "DeploymentConfig" not in unguarded.update
+    assert unguarded.alarms == ()
 
 
 def test_alarms_watch_the_variant_in_sagemakers_units() -> None:
