@@ -14,7 +14,7 @@ from benchmarks.local_invoke import pack
 from benchmarks.results import BenchmarkError, Figure, Goal, Result, each
 from benchmarks.settings import CHECKOUT, Settings
 from dogbreed_ml.cloudconfig import HostingConfig
-from sagemaker_jobs.endpoints.endpoint_request import update_members
+from sagemaker_jobs.endpoints.guard_requests import update_members
 from sagemaker_jobs.local.fixture import RunningServer, start_server, stop_server
 
 _AT_ONCE = """

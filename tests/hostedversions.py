@@ -27,7 +27,7 @@ from dogbreed_ml.registry import load_version, register_challenger, set_version_
 from dogbreed_ml.serve import Predictor
 from dogbreed_ml.tracking import Tracker
 from sagemaker_jobs.endpoints import deployment
-from sagemaker_jobs.endpoints.endpoint_request import scaling_resource
+from sagemaker_jobs.endpoints.guard_requests import scaling_resource
 from sagemaker_jobs.endpoints.rollout import Deployed
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.service import LocalSageMaker, Settings

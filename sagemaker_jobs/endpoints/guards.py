@@ -6,7 +6,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from sagemaker_jobs.client import Aws, cloud_error, translated
-from sagemaker_jobs.endpoints.endpoint_request import VARIANT, alarm_names, scaling_resource
+from sagemaker_jobs.endpoints.guard_requests import VARIANT, alarm_names, scaling_resource
 
 
 def put_alarms(aws: Aws, alarms: Sequence[Mapping[str, Any]], *, tags: Sequence[Mapping[str, str]]) -> None:
