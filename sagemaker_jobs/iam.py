@@ -23,6 +23,7 @@ OWN_TAG = "dogbreed:model"
 _SERVICE = "sagemaker.amazonaws.com"
 _AUTOSCALING = "sagemaker.application-autoscaling.amazonaws.com"
 _JOBS = ("training-job", "hyper-parameter-tuning-job")
+_ENDPOINTS = ("model", "endpoint-config", "endpoint")
 _PREFIX_RULE = r"[a-zA-Z0-9](-*[a-zA-Z0-9])*-?"
 _RULES = {
     "partition": r"aws(-[a-z]+)*",
@@ -31,8 +32,9 @@ _RULES = {
     "image_account": r"\d{12}",
     "bucket": r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
     "prefix": r"([\w!.()'-]+(/[\w!.()'-]+)*)?",
-    "name_prefix": _PREFIX_RULE,
+    "search_prefix": _PREFIX_RULE,
     "endpoint_prefix": _PREFIX_RULE,
+    "version_prefix": _PREFIX_RULE,
     "role_arn": r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+",
     "kms_key_arn": r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+",
     "tracking_server_arn": r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[\w.-]+",
@@ -48,10 +50,14 @@ class Scope:
     region: str
     bucket: str
     """Where data, jobs' output and model archives go."""
-    name_prefix: str
-    """What the names of all jobs, models, endpoint configs and endpoints begin with: the experiment's name."""
-    endpoint_prefix: str | None = None
-    """What endpoints, their configs, models and alarms begin with, where that is another name."""
+    job_prefixes: tuple[str, ...]
+    """What the names of training jobs begin with."""
+    search_prefix: str
+    """What those of tuning jobs begin with, and of the training jobs that they start."""
+    endpoint_prefix: str
+    """What those of endpoints and their alarms begin with."""
+    version_prefix: str
+    """What those of models and endpoint configs begin with, where a long name gives way."""
     role_arn: str
     """The execution role of jobs and endpoints."""
     prefix: str = ""
@@ -71,6 +77,9 @@ class Scope:
             value = getattr(self, name)
             if value is not None and not re.fullmatch(rule, value):
                 raise ConfigError(f"{name} of a policy must match {rule}, got {value!r}.")
+        for prefix in self.job_prefixes:
+            if not re.fullmatch(_PREFIX_RULE, prefix):
+                raise ConfigError(f"job_prefixes of a policy must match {_PREFIX_RULE}, got {prefix!r}.")
         for uri in self.data_uris:
             if not _DATA_URI.fullmatch(uri):
                 raise ConfigError(f"data_uris of a policy must look like s3://bucket/prefix, got {uri!r}.")
@@ -81,13 +90,14 @@ class Scope:
 
     def named(self, *kinds: str) -> list[str]:
         """ARNs of everything of these kinds whose name begins as ours do; ARNs have names in lower case."""
-        prefixes = {kind: self.name_prefix if kind in _JOBS else self.endpoint for kind in kinds}
-        return [self.arn("sagemaker", f"{kind}/{prefix.lower()}*") for kind, prefix in prefixes.items()]
-
-    @property
-    def endpoint(self) -> str:
-        """What the names of endpoints begin with."""
-        return self.endpoint_prefix or self.name_prefix
+        prefixes = {
+            "training-job": (*self.job_prefixes, self.search_prefix),
+            "hyper-parameter-tuning-job": (self.search_prefix,),
+            "model": (self.version_prefix,),
+            "endpoint-config": (self.version_prefix,),
+            "endpoint": (self.endpoint_prefix,),
+        }
+        return [self.arn("sagemaker", f"{kind}/{prefix.lower()}*") for kind in kinds for prefix in prefixes[kind]]
 
 
 def caller_policy(scope: Scope) -> Document:
@@ -127,7 +137,7 @@ def caller_policy(scope: Scope) -> Document:
                 # Application Auto Scaling asks for it where an endpoint is registered.
                 "sagemaker:UpdateEndpointWeightsAndCapacities",
             ],
-            scope.named("model", "endpoint-config", "endpoint"),
+            scope.named(*_ENDPOINTS),
         ),
         *_overview(scope),
         _allow(
@@ -143,7 +153,8 @@ def caller_policy(scope: Scope) -> Document:
             ["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm",
              "cloudwatch:TagResource"],
             # The second are those that Application Auto Scaling makes.
-            [scope.arn("cloudwatch", f"alarm:{stem}{scope.endpoint}*") for stem in ("", "TargetTracking-endpoint/")],
+            [scope.arn("cloudwatch", f"alarm:{maker}{scope.endpoint_prefix}*")
+             for maker in ("", "TargetTracking-endpoint/")],
         ),
         _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
         _allow(
@@ -204,7 +215,7 @@ def _overview(scope: Scope) -> list[Statement]:
     """What is live under other names: `endpoints` shows all that this project deployed, and `delete` looks who else
     serves an archive. Whose a thing is, only its tags tell.
     """
-    everything = [scope.arn("sagemaker", f"{kind}/*") for kind in ("model", "endpoint-config", "endpoint")]
+    everything = [scope.arn("sagemaker", f"{kind}/*") for kind in _ENDPOINTS]
     reading = ["sagemaker:DescribeEndpoint", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeModel"]
     return [
         _allow("WhoseItIs", ["sagemaker:ListTags"], everything),
@@ -305,7 +316,7 @@ def _network(scope: Scope) -> list[Statement]:
 
 def _log_groups(scope: Scope) -> list[str]:
     """Of all training jobs, which AWS keeps in one group, and of the endpoints of the name."""
-    groups = ["TrainingJobs", f"Endpoints/{scope.endpoint}*"]
+    groups = ["TrainingJobs", f"Endpoints/{scope.endpoint_prefix}*"]
     return [scope.arn("logs", f"log-group:/aws/sagemaker/{group}{ending}") for group in groups for ending in ("", ":*")]
 
 

@@ -61,12 +61,15 @@ class Rights:
 
 
 @contextmanager
-def allowed_by_the_policy(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> Iterator[Rights]:
-    """Fails at its end where the caller's policy of `config` lacks a right that a command needed meanwhile."""
+def allowed_by_the_policy(monkeypatch: pytest.MonkeyPatch, *configs: ExperimentConfig) -> Iterator[Rights]:
+    """Fails at its end where the callers' policies of `configs` lack a right that a command needed meanwhile."""
     rights = record_rights(monkeypatch)
     yield rights
-    account = replace(config.sagemaker, role_arn=LOCAL_ROLE, region=REGION)
-    assert rights.missing_from(policies(replace(config, sagemaker=account)).caller) == []
+    statements = []
+    for config in configs:
+        account = replace(config.sagemaker, role_arn=LOCAL_ROLE, region=REGION)
+        statements += policies(replace(config, sagemaker=account)).caller["Statement"]
+    assert rights.missing_from({"Statement": statements}) == []
 
 
 def record_rights(monkeypatch: pytest.MonkeyPatch) -> Rights:
@@ -87,12 +90,13 @@ def record_rights(monkeypatch: pytest.MonkeyPatch) -> Rights:
 
 def _listen(service: str, rights: Rights) -> Any:
     def hear(params: Mapping[str, Any], model: Any, **_: Any) -> None:
-        rights.needed.update(_rights(service, model.name, params))
+        rights.needed.update(rights_of(service, model.name, params))
 
     return hear
 
 
-def _rights(service: str, operation: str, params: Mapping[str, Any]) -> Iterator[Right]:
+def rights_of(service: str, operation: str, params: Mapping[str, Any]) -> Iterator[Right]:
+    """What one request needs."""
     prefix = _PREFIXES.get(service, service)
     action = f"{prefix}:{_S3.get(operation, operation) if service == 's3' else operation}"
     if action in _FREE:

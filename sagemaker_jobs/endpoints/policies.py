@@ -6,8 +6,10 @@ from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
 from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
+from sagemaker_jobs.endpoints.endpoint_request import name_stem
 from sagemaker_jobs.iam import IMAGE_ACCOUNT, Document, Scope, caller_policy, execution_role_policy, trust_policy
 from sagemaker_jobs.images import image_uri
+from sagemaker_jobs.training.launch import job_prefix
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
         account_id=account_id,
         region=region,
         bucket=wanted.bucket or f"dogbreed-{account_id}-{region}",
-        name_prefix=config.name,
-        endpoint_prefix=endpoint,
+        job_prefixes=(job_prefix(config.name, "train"), job_prefix(config.name, "features")),
+        search_prefix=job_prefix(config.name, "tune"),
+        endpoint_prefix=endpoint or config.name,
+        version_prefix=name_stem(endpoint or config.name),
         role_arn=role_arn,
         prefix=wanted.prefix,
         data_uris=(config.data.path,) if config.data.source == "s3" and config.data.path else (),

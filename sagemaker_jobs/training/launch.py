@@ -16,8 +16,12 @@ from dogbreed_ml.files import write_whole
 
 LAUNCHES_DIR = ".dogbreed/sagemaker"
 
-MAX_TRAINING_JOB_NAME = 63
-MAX_TUNING_JOB_NAME = 32
+Verb = Literal["train", "tune", "features"]
+
+_MAX_NAMES: dict[Verb, int] = {"train": 63, "tune": 32, "features": 63}
+"""SageMaker's limits of a training job's name and of a tuning job's."""
+_KEY_LENGTH = 6
+_TIME_LENGTH = len("2611211136490")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,7 @@ class LaunchFile:
     path: Path
 
     @classmethod
-    def of(
-        cls, project_dir: Path, verb: Literal["train", "tune", "features"], config: ExperimentConfig, *, scope: str
-    ) -> "LaunchFile":
+    def of(cls, project_dir: Path, verb: Verb, config: ExperimentConfig, *, scope: str) -> "LaunchFile":
         """`scope` is whatever else makes two jobs different: data fingerprint, tracking store, endpoint."""
         return cls(project_dir / LAUNCHES_DIR / f"{verb}-{config_key(config, scope)}.json")
 
@@ -75,10 +77,16 @@ def config_key(config: ExperimentConfig, scope: str = "") -> str:
     return hashlib.sha256(f"{config_hash(config)} {scope}".encode()).hexdigest()[:12]
 
 
-def job_name(config: ExperimentConfig, verb: str, *, key: str, at: datetime, limit: int) -> str:
+def job_name(config: ExperimentConfig, verb: Verb, *, key: str, at: datetime) -> str:
     """`quickstart-train-1a2b3c-2611211136490`: the experiment's name gives way where the limit is near.
 
     The time goes down to tenths of a second, so that the same config may run again: no job ends sooner.
     """
-    rest = f"{verb}-{key[:6]}-{at:%y%m%d%H%M%S}{at.microsecond // 100_000}"
-    return f"{config.name[: limit - len(rest) - 1].rstrip('-')}-{rest}"
+    return f"{job_prefix(config.name, verb)}{key[:_KEY_LENGTH]}-{at:%y%m%d%H%M%S}{at.microsecond // 100_000}"
+
+
+def job_prefix(experiment: str, verb: Verb) -> str:
+    """What the names of all jobs of this experiment and verb begin with: `quickstart-train-`, `quicks-tune-`."""
+    rest = f"-{verb}-"
+    room = _MAX_NAMES[verb] - len(rest) - _KEY_LENGTH - len("-") - _TIME_LENGTH
+    return f"{experiment[:room].rstrip('-')}{rest}"

@@ -41,7 +41,7 @@ from sagemaker_jobs.training.jobcontrol import (
 )
 from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs, prepare_inputs
 from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
-from sagemaker_jobs.training.launch import MAX_TRAINING_JOB_NAME, Launch, LaunchFile, config_key, job_name
+from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
 from sagemaker_jobs.training.training_request import training_job_request
 
 logger = logging.getLogger(__name__)
@@ -297,7 +297,7 @@ def _splits(config: ExperimentConfig, context: Context) -> Splits | None:
 
 
 def _name(config: ExperimentConfig, key: str) -> str:
-    return job_name(config, _VERB, key=key or config_key(config), at=datetime.now(UTC), limit=MAX_TRAINING_JOB_NAME)
+    return job_name(config, _VERB, key=key or config_key(config), at=datetime.now(UTC))
 
 
 def _tags(config: ExperimentConfig, context: Context) -> dict[str, str]:

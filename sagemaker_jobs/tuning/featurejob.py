@@ -26,7 +26,7 @@ from sagemaker_jobs.training.jobcontrol import (
     settle_interrupt,
 )
 from sagemaker_jobs.training.jobinputs import prepare_inputs
-from sagemaker_jobs.training.launch import MAX_TRAINING_JOB_NAME, LaunchFile, job_name
+from sagemaker_jobs.training.launch import LaunchFile, job_name
 from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import CHANNEL
 
@@ -126,7 +126,7 @@ def _start(
         environment=record_variables(tracker.tracking_uri, parent),
     )
     key = launch_file.path.stem.rpartition("-")[2]
-    name = job_name(config, _VERB, key=key, at=datetime.now(UTC), limit=MAX_TRAINING_JOB_NAME)
+    name = job_name(config, _VERB, key=key, at=datetime.now(UTC))
     request = training_job_request(
         config,
         name=name,

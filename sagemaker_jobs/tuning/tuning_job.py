@@ -36,7 +36,7 @@ from sagemaker_jobs.training.dryrun import DryRun, Placement
 from sagemaker_jobs.training.estimate import estimate_jobs
 from sagemaker_jobs.training.jobcontrol import Job, Question
 from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs, prepare_inputs
-from sagemaker_jobs.training.launch import MAX_TUNING_JOB_NAME, Launch, LaunchFile, config_key, job_name
+from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
 from sagemaker_jobs.training.training_job import price_of
 from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import (
@@ -309,7 +309,7 @@ def _training_request(
 
 
 def _name(config: ExperimentConfig) -> str:
-    return job_name(config, _VERB, key=config_key(config), at=datetime.now(UTC), limit=MAX_TUNING_JOB_NAME)
+    return job_name(config, _VERB, key=config_key(config), at=datetime.now(UTC))
 
 
 def _links(aws: Aws, job: Job) -> dict[str, str]:

@@ -75,9 +75,14 @@ SAGEMAKERS_OWN = ("sagemaker.", "sagemaker/", "features.from", "features.key", "
 
 
 @pytest.fixture(autouse=True)
-def _policy_allows_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with allowed_by_the_policy(monkeypatch, CONFIG):
+def _policy_allows_it(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    with allowed_by_the_policy(monkeypatch, CONFIG, replace(CONFIG, name=feature_name(request))):
         yield
+
+
+def feature_name(request: pytest.FixtureRequest) -> str:
+    """Of a test's experiment with feature jobs, which all tests' jobs stand beside."""
+    return f"dogs-{request.function.__name__.rpartition('_')[2]}"
 
 
 @dataclass
@@ -332,9 +337,7 @@ class FeatureJobs:
 def feature_jobs(
     caller: Caller, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[FeatureJobs]:
-    # The names of a test's jobs, which all tests' jobs stand beside.
-    name = f"dogs-{request.function.__name__.rpartition('_')[2]}"
-    jobs = FeatureJobs(caller, with_values(CONFIG, {"name": name, "search.features_on": "sagemaker"}))
+    jobs = FeatureJobs(caller, with_values(CONFIG, {"name": feature_name(request), "search.features_on": "sagemaker"}))
     monkeypatch.setattr(jobinputs, "build_source", lambda _, __, target, **___: write_source(target, jobs.script))
     before = caller.tuning_jobs()
     yield jobs

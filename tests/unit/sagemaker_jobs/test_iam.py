@@ -21,7 +21,10 @@ NARROW = Scope(
     region="us-west-2",
     bucket="kennel-bucket",
     prefix="dogbreed",
-    name_prefix="Dogs-120",
+    job_prefixes=("Dogs-120-train-", "Dogs-120-features-"),
+    search_prefix="Dogs-1-tune-",
+    endpoint_prefix="Dogs-120",
+    version_prefix="Dogs-1",
     role_arn="arn:aws:iam::123456789012:role/dogbreed/sagemaker",
 )
 FULL = replace(
@@ -119,9 +122,14 @@ def test_caller_reaches_its_own_names_and_places_and_no_others(scope: Scope) -> 
     document = caller_policy(scope)
     own, others = "arn:aws:sagemaker:us-west-2:123456789012:", "arn:aws:sagemaker:us-west-2:210987654321:"
     # SageMaker's ARNs have names in lower case, whatever the name was.
-    assert covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/dogs-120-2026")
-    assert not covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/cats-2026")
-    assert not covers(document, "sagemaker:CreateTrainingJob", f"{others}training-job/dogs-120-2026")
+    assert covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/dogs-120-train-2026")
+    assert not covers(document, "sagemaker:CreateTrainingJob", f"{own}training-job/cats-train-2026")
+    assert not covers(document, "sagemaker:CreateTrainingJob", f"{others}training-job/dogs-120-train-2026")
+    # A tuning job names its training jobs after itself.
+    assert covers(document, "sagemaker:DescribeTrainingJob", f"{own}training-job/dogs-1-tune-2026-001-1f2e3d4c")
+    assert covers(document, "sagemaker:CreateHyperParameterTuningJob", f"{own}hyper-parameter-tuning-job/dogs-1-tune-2")
+    assert not covers(document, "sagemaker:StopHyperParameterTuningJob", f"{own}hyper-parameter-tuning-job/dogs-120")
+    assert covers(document, "sagemaker:CreateModel", f"{own}model/dogs-1-v2-1f2e3d4c")
     assert covers(document, "sagemaker:DeleteEndpoint", f"{own}endpoint/dogs-120")
     assert not covers(document, "sagemaker:DeleteEndpoint", f"{own}endpoint/kennel")
     assert covers(document, "s3:PutObject", "arn:aws:s3:::kennel-bucket/dogbreed/model.tar.gz")
@@ -178,7 +186,8 @@ def test_owner_may_ask_whether_bucket_and_keys_are_there_and_whose_others_endpoi
     ("field", "value"),
     [
         ("account_id", "12345"), ("account_id", "*"), ("region", "*"), ("bucket", "ken*"), ("prefix", "*"),
-        ("prefix", "dogs/"), ("name_prefix", ""), ("name_prefix", "*"), ("name_prefix", "dogs*"), ("role_arn", "*"),
+        ("prefix", "dogs/"), ("search_prefix", ""), ("search_prefix", "*"), ("endpoint_prefix", "dogs*"),
+        ("version_prefix", "*"), ("job_prefixes", ("",)), ("job_prefixes", ("dogs*",)), ("role_arn", "*"),
         ("role_arn", "arn:aws:iam::123456789012:role/*"), ("kms_key_arn", "arn:aws:kms:us-west-2:123456789012:key/*"),
         ("data_uris", ("s3://*",)), ("data_uris", ("s3://kennel/*",)), ("tracking_server_arn", "https://host"),
     ],

@@ -1,10 +1,17 @@
 """What `dogbreed deploy --print-policy` prints."""
 
 import json
+from datetime import UTC, datetime
+
+import pytest
+from iamrights import REGION, Rights, rights_of
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import DataConfig, ExperimentConfig
+from sagemaker_jobs.endpoints.endpoint_request import Place, endpoint_name, endpoint_plan
+from sagemaker_jobs.endpoints.leases import Lease
 from sagemaker_jobs.endpoints.policies import policies
+from sagemaker_jobs.training.launch import job_name
 
 ROLE = "arn:aws:iam::123456789012:role/sagemaker"
 
@@ -18,6 +25,31 @@ def test_policies_are_of_the_configs_bucket_role_and_names() -> None:
     text = json.dumps(told["caller"])
     for part in (ROLE, "arn:aws:s3:::kennel/dogbreed/*", "endpoint/dogs*", "key/1234abcd-12ab-34cd", "eu-west-1"):
         assert part in text
+
+
+@pytest.mark.parametrize("name", ["dogs", "quickstart", "a-long-name-" * 3 + "and-longer-x"])
+def test_caller_may_have_jobs_and_endpoints_where_a_long_name_gives_way(name: str) -> None:
+    config = ExperimentConfig(name=name, sagemaker=SagemakerConfig(role_arn=ROLE, region=REGION, bucket="kennel"))
+    needed = Rights()
+    for verb in ("train", "features"):
+        job = {"TrainingJobName": job_name(config, verb, key="0a1b2c3d", at=datetime.now(UTC))}
+        for operation in ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob"):
+            needed.needed.update(rights_of("sagemaker", operation, job))
+    search = {"HyperParameterTuningJobName": job_name(config, "tune", key="0a1b2c3d", at=datetime.now(UTC))}
+    for operation in ("Create{}", "Describe{}", "Stop{}", "ListTrainingJobsFor{}"):
+        needed.needed.update(rights_of("sagemaker", operation.format("HyperParameterTuningJob"), search))
+    of_search = {"TrainingJobName": f"{search['HyperParameterTuningJobName']}-001-1f2e3d4c"}
+    needed.needed.update(rights_of("sagemaker", "DescribeTrainingJob", of_search))
+
+    lease = Lease(endpoint=endpoint_name(config.registered_model_name), model=config.registered_model_name, version="1")
+    plan = endpoint_plan(config, lease=lease, place=Place(REGION, ROLE, "s3://kennel/m.tar.gz", "s3://kennel/out"))
+    shown = plan.to_dict()
+    for operation in ("CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint"):
+        needed.needed.update(rights_of("sagemaker", operation, shown[operation]))
+    for alarm in plan.alarms:
+        needed.needed.update(rights_of("cloudwatch", "PutMetricAlarm", alarm))
+    assert needed.missing_from(policies(config).caller) == []
+    assert len(needed.needed) > 15
 
 
 def test_policies_follow_data_elsewhere_the_roles_partition_and_the_image() -> None:

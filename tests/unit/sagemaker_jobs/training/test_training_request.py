@@ -16,7 +16,7 @@ from dogbreed_ml.train import EpochResult
 from sagemaker_jobs.images import image_uri, newest_pair
 from sagemaker_jobs.shapes import request_errors, unknown_members
 from sagemaker_jobs.training.jobinputs import JobInputs
-from sagemaker_jobs.training.launch import MAX_TRAINING_JOB_NAME, job_name
+from sagemaker_jobs.training.launch import job_name
 from sagemaker_jobs.training.metrics import metric_definitions
 from sagemaker_jobs.training.training_request import training_job_request
 
@@ -209,7 +209,7 @@ def test_image_is_the_newest_pair_with_cuda_where_the_instance_has_a_gpu() -> No
 def test_job_name_fits_sagemaker_whatever_the_experiment_is_called(name: str) -> None:
     config = replace(ExperimentConfig(), name=name)
     at = datetime(2026, 11, 21, 11, 36, 49, tzinfo=UTC)
-    made = job_name(config, "train", key="0a1b2c3d4e5f", at=at, limit=MAX_TRAINING_JOB_NAME)
+    made = job_name(config, "train", key="0a1b2c3d4e5f", at=at)
 
     assert len(made) <= 63
     assert made.startswith(name[:16])
