@@ -1,31 +1,16 @@
-"""Rules about how GPUs are used. Without one they say so: an idle CPU is no idle GPU.
-
-A rule's first evaluation is at `patience` datapoints; a shorter recording is not judged, and the verdict says how much
-is missing.
-"""
+"""Rules about how GPUs are used. Without one they say so: an idle CPU is no idle GPU."""
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dogbreed_ml.profiling.gpusamples import Values, num_looked_at, patient_gpus, shortness, windows
 from dogbreed_ml.profiling.recordings import Recording, SystemSamples
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, NO_GPU, Evidence, Status, Verdict, not_applicable
-
-Values = NDArray[np.float64]
-
-
-class _Gpu(NamedTuple):
-    """One GPU's samples, side by side with its node's."""
-
-    where: str
-    """`algo-1 gpu0`."""
-    table: pd.DataFrame
-    """Indexed by time: gpu, memory (percent), cpu (mean of the cores), core (the busiest), wait (I/O, mean); NaN where
-    nothing was sampled near that time."""
 
 
 def low_gpu_utilization(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
@@ -34,14 +19,14 @@ def low_gpu_utilization(recording: Recording, parameters: Mapping[str, Any]) -> 
 
     details: gpus -> where -> num, p5, p50, p95, num_low, num_fluctuating.
     """
-    gpus, short = _patient_gpus(recording, "LowGPUUtilization", parameters)
+    gpus, short = patient_gpus(recording, "LowGPUUtilization", parameters)
     if short is not None:
         return short
     evidence: list[Evidence] = []
     details: dict[str, Any] = {}
     for gpu in gpus:
         counts = {"num_low": 0, "num_fluctuating": 0}
-        for start_s, end_s, window in _windows(gpu.table, parameters):
+        for start_s, end_s, window in windows(gpu.table, parameters):
             p5, p95 = np.percentile(window["gpu"], (5, 95))
             if p95 < parameters["threshold_p95"]:
                 kind, what = "num_low", f"was little used: 95 % of the samples are below {p95:.0f} %."
@@ -53,7 +38,7 @@ def low_gpu_utilization(recording: Recording, parameters: Mapping[str, Any]) -> 
             evidence.append(Evidence(start_s, end_s, gpu.where, what, {"p5": float(p5), "p95": float(p95)}))
         details[gpu.where] = _percentiles(gpu.table["gpu"]) | counts
     return _verdict(
-        "LowGPUUtilization", evidence, _num_points(gpus), {"gpus": details},
+        "LowGPUUtilization", evidence, num_looked_at(gpus, parameters), {"gpus": details},
         good="every GPU is well used.",
         advice="Give the GPU more to do at once (a larger train.batch_size), keep it fed (Dataloader, CPUBottleneck "
         "and IOBottleneck say whether it waits), or take a smaller machine.",
@@ -66,7 +51,7 @@ def batch_size(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
 
     details: gpus -> where -> cpu_p95, gpu_p95, gpu_memory_p95 (of the whole recording), num_low.
     """
-    gpus, short = _patient_gpus(recording, "BatchSize", parameters)
+    gpus, short = patient_gpus(recording, "BatchSize", parameters)
     if short is not None:
         return short
     columns = {"cpu": "cpu", "gpu": "gpu", "gpu_memory": "memory"}
@@ -74,7 +59,7 @@ def batch_size(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
     details: dict[str, Any] = {}
     for gpu in gpus:
         num_low = 0
-        for start_s, end_s, window in _windows(gpu.table, parameters):
+        for start_s, end_s, window in windows(gpu.table, parameters):
             p95s = {name: _p95(window[column]) for name, column in columns.items()}
             # What was not sampled (no CPU in the files) does not speak against a larger batch.
             if all(np.isnan(p95) or p95 < parameters[f"{name}_threshold_p95"] for name, p95 in p95s.items()):
@@ -85,7 +70,7 @@ def batch_size(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
         figures = {f"{name}_p95": _p95(gpu.table[column]) for name, column in columns.items()}
         details[gpu.where] = {k: None if np.isnan(v) else v for k, v in figures.items()} | {"num_low": num_low}
     return _verdict(
-        "BatchSize", evidence, _num_points(gpus), {"gpus": details},
+        "BatchSize", evidence, num_looked_at(gpus, parameters), {"gpus": details},
         good="the GPU, its memory or the CPU is well used.",
         advice="Raise train.batch_size (and train.lr with it), or take a smaller machine.",
     )  # fmt: skip
@@ -124,21 +109,25 @@ def _bottleneck(
     *,
     advice: str,
 ) -> Verdict:
-    gpus, short = _patient_gpus(recording, rule, parameters)
+    gpus, short = patient_gpus(recording, rule, parameters)
     if short is not None:
         return short
-    if all(gpu.table[column].isna().all() for gpu in gpus):
+    tables = {gpu.where: gpu.table.dropna(subset=[column]) for gpu in gpus}
+    if all(table.empty for table in tables.values()):
         return not_applicable(rule, "nothing but the GPU was sampled")
+    tables = {where: _during_training(recording, table) for where, table in tables.items()}
+    tables = {where: table for where, table in tables.items() if len(table)}
+    if not tables:
+        return not_applicable(rule, "nothing was sampled while the steps ran")
     evidence: list[Evidence] = []
     details: dict[str, Any] = {}
     num_bottlenecks = num_points = 0
     is_issue = False
-    for gpu in gpus:
-        table = _during_training(recording, gpu.table)
+    for where, table in tables.items():
         idle = table["gpu"] < parameters["gpu_threshold"]
         stuck = idle & (table[column] > limit)
-        percent = 100.0 * float(stuck.mean()) if len(table) else 0.0
-        details[gpu.where] = {
+        percent = 100.0 * float(stuck.mean())
+        details[where] = {
             "num": len(table), "num_bottlenecks": int(stuck.sum()), "percent": percent, "num_low_gpu": int(idle.sum()),
         }  # fmt: skip
         num_points, num_bottlenecks = num_points + len(table), num_bottlenecks + int(stuck.sum())
@@ -146,7 +135,7 @@ def _bottleneck(
         for start_s, end_s, rows in _stretches(table, stuck.to_numpy()):
             values = {"gpu": float(rows["gpu"].mean()), column: float(rows[column].mean())}
             what = f"was at {values['gpu']:.0f} % while {words} {values[column]:.0f} %."
-            evidence.append(Evidence(start_s, end_s, gpu.where, what, values))
+            evidence.append(Evidence(start_s, end_s, where, what, values))
     evidence.sort(key=lambda each: each.start_s - each.end_s)
     worst = max(each["percent"] for each in details.values())
     status: Status = "IssuesFound" if is_issue else "NoIssuesFound"
@@ -163,14 +152,15 @@ def gpu_memory_increase(recording: Recording, parameters: Mapping[str, Any]) -> 
 
     details: gpus -> where -> num, p50, p95, max, num_increases.
     """
-    gpus, short = _patient_gpus(recording, "GPUMemoryIncrease", parameters, column="memory")
+    # One window alone has nothing to be compared with.
+    gpus, short = patient_gpus(recording, "GPUMemoryIncrease", parameters, column="memory", num_windows=2)
     if short is not None:
         return short
     evidence: list[Evidence] = []
     details: dict[str, Any] = {}
     for gpu in gpus:
         level, num_increases = float("inf"), 0
-        for start_s, end_s, window in _windows(gpu.table, parameters):
+        for start_s, end_s, window in windows(gpu.table, parameters):
             mean = float(window["memory"].mean())
             if mean > level + parameters["increase"]:
                 num_increases += 1
@@ -180,7 +170,7 @@ def gpu_memory_increase(recording: Recording, parameters: Mapping[str, Any]) -> 
             level = min(level, mean)
         details[gpu.where] = _percentiles(gpu.table["memory"]) | {"num_increases": num_increases}
     return _verdict(
-        "GPUMemoryIncrease", evidence, _num_points(gpus), {"gpus": details},
+        "GPUMemoryIncrease", evidence, num_looked_at(gpus, parameters), {"gpus": details},
         good="GPU memory does not grow.",
         advice="Something keeps tensors alive: sum losses as detached values, drop references to outputs between "
         "steps, and look for lists that grow with every step.",
@@ -196,12 +186,12 @@ def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdi
     """
     kind, series = _balanced_series(recording.system)
     if len(series) < 2:
-        missing = f"{NO_GPU}, and fewer than two workers" if kind == "worker" else "one GPU has nothing to balance"
-        return not_applicable("LoadBalancing", missing)
-    longest = max(len(values) for values in series.values())
+        few = f"{NO_GPU}, and fewer than two workers" if kind == "worker" else "one GPU has nothing to balance"
+        return not_applicable("LoadBalancing", few)
+    second_longest = sorted(len(values) for values in series.values())[-2]
+    if missing := shortness(second_longest, parameters):
+        return not_applicable("LoadBalancing", missing, datapoints=second_longest)
     series = {where: values for where, values in series.items() if len(values) >= parameters["patience"]}
-    if len(series) < 2:
-        return not_applicable("LoadBalancing", _shortness(longest, parameters), datapoints=longest)
     from scipy.stats import wasserstein_distance
 
     start_s, end_s = recording.system.start_s, recording.system.end_s
@@ -240,63 +230,6 @@ def _balanced_series(system: SystemSamples) -> tuple[str, dict[str, Values]]:
     return kind, {f"{node} {name}": values.clip(0, 100).to_numpy() for (node, name), values in groups}
 
 
-def _patient_gpus(
-    recording: Recording, rule: str, parameters: Mapping[str, Any], column: str = "gpu"
-) -> tuple[list[_Gpu], Verdict | None]:
-    """The GPUs with at least `patience` datapoints; or the verdict where there is none."""
-    gpus = [gpu for node in recording.system.nodes for gpu in _gpus(recording.system, node)]
-    if not gpus:
-        return [], not_applicable(rule, NO_GPU)
-    gpus = [gpu._replace(table=gpu.table.dropna(subset=[column])) for gpu in gpus]
-    patient = [gpu for gpu in gpus if len(gpu.table) >= parameters["patience"]]
-    if not patient:
-        longest = max(len(gpu.table) for gpu in gpus)
-        missing = _shortness(longest, parameters) if longest else f"no GPU {column} was sampled"
-        return [], not_applicable(rule, missing, datapoints=longest)
-    return patient, None
-
-
-def _shortness(num: int, parameters: Mapping[str, Any]) -> str:
-    return f"a short run, {num} datapoints of the {parameters['patience']} that patience asks for"
-
-
-def _gpus(system: SystemSamples, node: str) -> Iterator[_Gpu]:
-    utilisation, memory = system.wide("GPUUtilization", node=node), system.wide("GPUMemoryUtilization", node=node)
-    if utilisation.empty:
-        return
-    cores, waits = system.wide("CPUUtilization", node=node), system.wide("I/OWaitPercentage", node=node)
-    beside = {"cpu": cores.mean(axis=1), "core": cores.max(axis=1), "wait": waits.mean(axis=1)}
-    tolerance = 2.0 * float(np.median(np.diff(utilisation.index))) if len(utilisation) > 1 else 1.0
-    for name in utilisation.columns:
-        table = pd.DataFrame({"gpu": utilisation[name].dropna()})
-        own = memory[name] if name in memory else pd.Series(dtype=float)
-        for column, series in {"memory": own, **beside}.items():
-            table[column] = _nearest(series, table.index.to_numpy(), tolerance)
-        yield _Gpu(f"{node} {name}", table)
-
-
-def _nearest(series: "pd.Series[float]", times: Values, tolerance_s: float) -> Values:
-    """Values at the times nearest to those asked for; NaN beyond the tolerance. SageMaker's agent samples CPUs and
-    GPUs a little apart."""
-    known = series.dropna()
-    if known.empty:
-        return np.full(len(times), np.nan)
-    index = known.index.to_numpy()
-    right = np.searchsorted(index, times).clip(0, len(index) - 1)
-    left = (right - 1).clip(0)
-    nearest = np.where(np.abs(index[left] - times) < np.abs(index[right] - times), left, right)
-    return np.where(np.abs(index[nearest] - times) <= tolerance_s, known.to_numpy()[nearest], np.nan)
-
-
-def _windows(table: pd.DataFrame, parameters: Mapping[str, Any]) -> Iterator[tuple[float, float, pd.DataFrame]]:
-    """Whole windows one after the other, the first of them full at the datapoint that patience names."""
-    size = int(parameters["window"])
-    first = max(0, int(parameters["patience"]) - size)
-    for start in range(first, len(table) - size + 1, size):
-        rows = table.iloc[start : start + size]
-        yield float(rows.index[0]), float(rows.index[-1]), rows
-
-
 def _stretches(table: pd.DataFrame, flags: NDArray[np.bool_]) -> Iterator[tuple[float, float, pd.DataFrame]]:
     """Runs of neighbouring datapoints that are flagged."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
@@ -314,10 +247,6 @@ def _during_training(recording: Recording, table: pd.DataFrame) -> pd.DataFrame:
     start, end = every["start_us"].min() / 1e6, (every["start_us"] + every["duration_us"]).max() / 1e6
     inside: pd.DataFrame = table[(table.index >= start) & (table.index <= end)]
     return inside
-
-
-def _num_points(gpus: list[_Gpu]) -> int:
-    return sum(len(gpu.table) for gpu in gpus)
 
 
 def _p95(values: "pd.Series[float]") -> float:

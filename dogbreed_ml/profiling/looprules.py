@@ -1,6 +1,7 @@
 """Rules about the training loop, and SageMaker's two overall tables; none of them needs a GPU."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,9 @@ def step_outlier(recording: Recording, parameters: Mapping[str, Any]) -> Verdict
     """Triggers for each step that took longer than mean + stddev x standard deviation of its mode's steps; an issue
     where more than n_outliers did. `mode` (such as ModeKeys.TRAIN or TRAIN) restricts it to one.
 
+    Of any N figures at most N / (1 + stddev^2) are that far above their mean (Cantelli's inequality): a run of so few
+    steps that n_outliers cannot be exceeded is not judged.
+
     details: modes -> num_steps, mean_ms, std_ms, p50_ms, p95_ms, p99_ms, min_ms, max_ms, limit_ms, num_outliers,
     lost_s (time above the mean in outliers), outliers (step, start_s, duration_ms; the longest).
     """
@@ -32,9 +36,10 @@ def step_outlier(recording: Recording, parameters: Mapping[str, Any]) -> Verdict
         return not_applicable("StepOutlier", f"no steps{f' of mode {wanted}' if wanted else ''} were recorded")
     details: dict[str, Any] = {}
     evidence: list[Evidence] = []
-    num_steps = num_outliers = 0
+    num_steps = num_outliers = num_possible = 0
     for mode in modes:
         steps = timeline.steps(mode)
+        num_possible += int(len(steps) / (1.0 + parameters["stddev"] ** 2))
         durations = steps["duration_us"].to_numpy() / 1e3
         limit = float(durations.mean() + parameters["stddev"] * durations.std())
         slow = steps[durations > limit].sort_values("duration_us", ascending=False)
@@ -50,8 +55,16 @@ def step_outlier(recording: Recording, parameters: Mapping[str, Any]) -> Verdict
         evidence += [_outlier(row, mode, float(durations.mean()), limit) for row in records(slow.head(MAX_EVIDENCE))]
         num_steps, num_outliers = num_steps + len(steps), num_outliers + len(slow)
     evidence.sort(key=lambda each: each.start_s - each.end_s)
+    details = {"modes": details}
+    if num_possible <= parameters["n_outliers"]:
+        short = (
+            f"a short run, of {num_steps} steps no more than {num_possible} can be {parameters['stddev']} standard "
+            f"deviations above the mean, and {parameters['n_outliers']} are tolerated"
+        )
+        told = {"triggered": num_outliers, "evidence": tuple(evidence[:MAX_EVIDENCE]), "details": details}
+        return replace(not_applicable("StepOutlier", short, datapoints=num_steps), **told)
     is_issue = num_outliers > parameters["n_outliers"]
-    lost = sum(details[mode]["lost_s"] for mode in modes)
+    lost = sum(details["modes"][mode]["lost_s"] for mode in modes)
     reason = (
         f"{num_outliers} of {num_steps} steps took longer than the mean plus {parameters['stddev']} standard "
         f"deviations; {parameters['n_outliers']} are tolerated."
@@ -65,7 +78,7 @@ def step_outlier(recording: Recording, parameters: Mapping[str, Any]) -> Verdict
         evidence=tuple(evidence[:MAX_EVIDENCE]),
         recommendation=f"The outliers cost {lost:.1f} s. Look at what runs at their times: checkpoints, evaluation, "
         "a loader that refills, other programs on the machine." if is_issue else "",
-        details={"modes": details},
+        details=details,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ MAX_BINS: Final = 300
 """Columns of a heat map and points of a line."""
 MAX_STEP_BINS: Final = 100
 MAX_ROWS: Final = 64
-"""Cores and GPUs of a heat map; the busiest of more."""
+"""Of a heat map: the GPUs, and the busiest cores beside them."""
 
 _COLORS: Final = ("#2f6f8f", "#c8743a", "#23794b", "#8a6d1a", "#7a4f9e", "#b23b3b", "#5d6b76", "#4aa3a2")
 _LEGEND: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.03}
@@ -59,18 +59,21 @@ def memory_figure(system: SystemSamples) -> go.Figure | None:
 
 def heat_map_figure(system: SystemSamples) -> go.Figure | None:
     """A row for each core and each GPU, a column for each moment, their utilisation as colour."""
-    rows: list[pd.DataFrame] = []
+    rows: dict[str, pd.DataFrame] = {}
     for dimension in ("CPUUtilization", "GPUUtilization"):
         samples = system.select(dimension)
         if samples.empty:
             continue
         names = samples["name"].astype(str).to_numpy(dtype=object)
         labels = names if len(system.nodes) == 1 else samples["node"].astype(str).to_numpy(dtype=object) + " " + names
-        rows.append(_heat_rows(samples, labels, system))
+        rows[dimension] = _heat_rows(samples, labels, system)
     if not rows:
         return None
-    table = pd.concat(rows)
-    table = table[~table.index.duplicated()].head(MAX_ROWS)
+    if (cores := rows.get("CPUUtilization")) is not None:
+        num_cores = max(0, MAX_ROWS - len(rows.get("GPUUtilization", ())))
+        busiest = cores.mean(axis=1).nlargest(num_cores).index
+        rows["CPUUtilization"] = cores[cores.index.isin(busiest)]
+    table = pd.concat(rows.values()).head(MAX_ROWS)
     seconds = _bin_seconds(system, table.shape[1])
     figure = go.Figure(
         go.Heatmap(
@@ -237,7 +240,8 @@ def _heat_rows(samples: pd.DataFrame, labels: Any, system: SystemSamples) -> pd.
     every = system.select("CPUUtilization")
     num_bins = _num_bins(samples if every.empty else every)
     means = samples["value"].groupby([labels, _bin_of(samples, system, num_bins)]).mean().unstack()
-    means = means.reindex(columns=range(num_bins))
+    # Samples come a little early or late, and leave a moment without one.
+    means = means.reindex(columns=range(num_bins)).ffill(axis=1, limit=1)
     return means.loc[sorted(means.index, key=_natural)]
 
 

@@ -28,6 +28,8 @@ from dogbreed_ml.profiling.recordings import (
 
 _BLOCK_CHARS = 1 << 20
 _CLOCK_JUMP_S = 1.0
+_MAX_GAP_S = 60.0
+_MAX_GAP_INTERVALS = 20
 _SEPARATORS = re.compile(r"[\s,\[\]]*")
 
 
@@ -63,6 +65,7 @@ def read_system(root: Path) -> SystemSamples:
             values.append(value)
         _note_clock(path, np.frombuffer(times)[before:], notes)
     columns = {"timestamp_s": np.frombuffer(times), "value": np.frombuffer(values)}
+    _note_gap(columns["timestamp_s"], notes)
     num_nan = int(np.isnan(columns["value"]).sum())
     if num_nan:
         notes.append(f"{num_nan} samples are NaN; the rules leave them out.")
@@ -84,6 +87,18 @@ def _note_clock(path: Path, times: NDArray[np.float64], notes: list[str]) -> Non
     back = -np.diff(times).min(initial=0.0)
     if back > _CLOCK_JUMP_S:
         notes.append(f"{path.name}: the clock went back by {back:.1f} s; samples are put in order of time.")
+
+
+def _note_gap(times: NDArray[np.float64], notes: list[str]) -> None:
+    """A clock set forward is told by the samples that lack then, and so is a machine that was suspended."""
+    moments = np.unique(times)
+    gaps = np.diff(moments)
+    if len(gaps) and gaps.max() > max(_MAX_GAP_S, _MAX_GAP_INTERVALS * float(np.median(gaps))):
+        before = float(moments[gaps.argmax()] - moments[0])
+        notes.append(
+            f"Nothing was sampled for {gaps.max():.0f} s from {before:.0f} s after the start on: the clock was set "
+            "forward, or the machine stood still. Rules count that time too."
+        )
 
 
 def read_timeline(root: Path) -> Timeline:
@@ -132,8 +147,8 @@ def _read_events(path: Path, rows: _Rows, node: str, worker: str, notes: list[st
     begun: dict[Any, list[Mapping[str, Any]]] = {}
     for place, event in _objects(path, notes):
         kind = event.get("ph")
-        args: Mapping[str, Any] = event.get("args") or {}
         try:
+            args = _args(event)
             if kind == "M":
                 origin = int(args.get("start_time_since_epoch_in_micros", origin))
                 if event["name"] == "process_name" and "name" in args:
@@ -146,7 +161,7 @@ def _read_events(path: Path, rows: _Rows, node: str, worker: str, notes: list[st
                     if not begun.get(event["pid"]):
                         continue
                     first = begun[event["pid"]].pop()
-                    args = first.get("args") or args
+                    args = _args(first) or args
                 start = float(first["ts"])
                 duration = float(event["dur"]) if kind == "X" else float(event["ts"]) - start
                 phase = phases.get(event["pid"], "Unknown")
@@ -155,8 +170,15 @@ def _read_events(path: Path, rows: _Rows, node: str, worker: str, notes: list[st
                 rows.add((name, phase, node, worker), thread, origin + int(start), int(duration), step)
                 if phase == LOADER_EVENT and "num_workers" in args:
                     rows.loader = LoaderProcesses(int(args["num_workers"]), bool(args.get("pin_memory", False)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProfileError(f"{path} must hold Chrome trace events, but {place} is none: {error!r}.") from error
+
+
+def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    args = event.get("args") or {}
+    if not isinstance(args, Mapping):
+        raise TypeError(f"args must be an object, got {args!r}")
+    return args
 
 
 def _categories(codes: NDArray[np.int32], keys: Sequence[tuple[str, ...]], place: int) -> "pd.Categorical[str]":

@@ -7,7 +7,7 @@ utilisation and memory where NVML finds one.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TextIO
@@ -56,6 +56,8 @@ class SystemSampler:
         self._file: TextIO | None = None
         self._file_start_s = 0.0
         self.num_ticks = 0
+        self.notes: list[str] = []
+        """What was not sampled, one sentence each; after `stop`."""
 
     def start(self) -> None:
         """Returns once the readers are ready; the first sample follows within FIRST_SAMPLE_S."""
@@ -71,7 +73,7 @@ class SystemSampler:
         self._stopped.set()
         self._thread.join()
         self._thread = None
-        self._meters.close()
+        self.notes += self._meters.close()
         if self._file is not None:
             self._file.close()
 
@@ -86,11 +88,15 @@ class SystemSampler:
 
     def _run(self) -> None:
         due = time.monotonic() + FIRST_SAMPLE_S
-        while not self._stopped.wait(max(0.0, due - time.monotonic())):
+        try:
+            while not self._stopped.wait(max(0.0, due - time.monotonic())):
+                self._tick()
+                # From the moment it was due, so that the interval does not stretch by the cost of a sample.
+                due = max(due + self._interval_s, time.monotonic())
             self._tick()
-            # From the moment it was due, so that the interval does not stretch by the cost of a sample.
-            due = max(due + self._interval_s, time.monotonic())
-        self._tick()
+        # A full disk, a process that may not be looked at: the training goes on, and the report says so.
+        except (OSError, psutil.Error) as error:
+            self.notes.append(f"The machine was not sampled any more after {self.num_ticks} samples: {error}.")
 
     def _tick(self) -> None:
         now_s = self._clock.now_s()
@@ -134,8 +140,10 @@ class _Meters:
             *self._gpus.read(),
         ]
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
+        """What could not be read, one sentence each."""
         self._gpus.close()
+        return self._gpus.notes
 
     def _read_cores(self) -> Iterator[Sample]:
         cores = psutil.cpu_times(percpu=True)
@@ -172,13 +180,14 @@ class _Meters:
 
     def _read_workers(self, look: bool) -> Iterator[Sample]:
         """CPU use of each child process, percent of one core."""
+        known = list(self._workers.items())
         if look:
             for child in self._process.children():
                 if child.pid not in self._workers:
+                    # Use is measured between two looks; this is the first.
                     self._workers[child.pid] = child
                     _cpu_percent(child)
-                    continue
-        for pid, worker in list(self._workers.items()):
+        for pid, worker in known:
             percent = _cpu_percent(worker)
             if percent is None:
                 del self._workers[pid]
@@ -187,30 +196,50 @@ class _Meters:
 
 
 class _Gpus:
-    """NVML's view of the GPUs; none where there is no driver."""
+    """NVML's view of the machine's GPUs; none where there is no driver.
+
+    What a GPU refuses to tell, as MIG does its utilisation, is NaN and noted once: the GPU is there all the same.
+    """
 
     def __init__(self) -> None:
         import pynvml
 
+        self.notes: list[str] = []
         self._nvml: Any = pynvml
-        self._handles: list[Any] = []
+        self._num = 0
+        self._told: set[str] = set()
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             logger.debug("no GPU is sampled: %s", error)
             self._nvml = None
             return
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        self._num = pynvml.nvmlDeviceGetCount()
 
     def read(self) -> Iterator[Sample]:
-        for number, handle in enumerate(self._handles):
-            rates, memory = self._nvml.nvmlDeviceGetUtilizationRates(handle), self._nvml.nvmlDeviceGetMemoryInfo(handle)
-            yield Sample("gpu", f"gpu{number}", "GPUUtilization", float(rates.gpu))
-            yield Sample("gpu", f"gpu{number}", "GPUMemoryUtilization", 100.0 * memory.used / memory.total)
+        for number in range(self._num):
+            for dimension, read in (("GPUUtilization", self._utilisation), ("GPUMemoryUtilization", self._memory)):
+                yield Sample("gpu", f"gpu{number}", dimension, self._percent(number, dimension, read))
 
     def close(self) -> None:
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
+
+    def _percent(self, number: int, dimension: str, read: Callable[[Any], float]) -> float:
+        try:
+            return read(self._nvml.nvmlDeviceGetHandleByIndex(number))
+        except self._nvml.NVMLError as error:
+            if (what := f"gpu{number}: {dimension}") not in self._told:
+                self._told.add(what)
+                self.notes.append(f"{what} cannot be read: {error}.")
+            return float("nan")
+
+    def _utilisation(self, handle: Any) -> float:
+        return float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+
+    def _memory(self, handle: Any) -> float:
+        memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        return 100.0 * float(memory.used) / float(memory.total)
 
 
 def _throughput() -> dict[tuple[str, str, str], float]:

@@ -14,7 +14,7 @@ FOLDER/
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -81,7 +81,7 @@ class ProfileSession:
 
         `notes` are for the report, one sentence each.
         """
-        told = list(notes)
+        told = [*notes, *self.sampler.notes]
         if self.spans.num_dropped:
             told.append(f"{self.spans.num_dropped} spans were left out of the timeline: more than it keeps in memory.")
         if told:
@@ -96,17 +96,16 @@ def profiled(folder: Path, config: ProfileConfig) -> Iterator[ProfileSession]:
     The timeline is written at the end, so that no step waits for a disk.
     """
     session = ProfileSession(folder, config)
-    # The sampler first: smdebug's readers drop events from before its first file.
-    session.sampler.start()
-    try:
+    # In this order where one of them fails too: the trace, the samples, the timeline.
+    with ExitStack() as ends:
+        ends.callback(session.spans.write, folder / RAW_DIR)
+        # The sampler first: smdebug's readers drop events from before its first file.
+        ends.enter_context(session.sampler)
+        ends.enter_context(session.trace)
         # The first sample follows a little later: this mark is where the job starts.
         with session.spans.span(START):
             pass
         yield session
-    finally:
-        session.trace.close()
-        session.sampler.stop()
-        session.spans.write(folder / RAW_DIR)
 
 
 def judge_folder(

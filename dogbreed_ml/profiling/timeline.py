@@ -30,6 +30,8 @@ DATA_WAIT: Final = "data_wait"
 TRANSFER: Final = "transfer"
 EVALUATION: Final = "evaluation"
 EVALUATION_DATA_WAIT: Final = f"{EVALUATION}/{DATA_WAIT}"
+TRACE: Final = "trace"
+"""torch.profiler's window opened or closed; the step around it is none of the training's own and is left out."""
 
 _STEP_PARTS: Final[dict[str, Mode]] = {
     **dict.fromkeys((DATA_WAIT, TRANSFER, "forward", "backward", "optimizer"), "TRAIN"),
@@ -56,10 +58,11 @@ class Clock(NamedTuple):
 
 
 class TimelineRecorder:
-    """Records spans of any thread; `on_step` is told when a training step has its data."""
+    """Records spans of any thread; `on_step` is told when a training step has its data, and answers whether it took
+    time of its own."""
 
     def __init__(
-        self, clock: Clock | None = None, *, on_step: Callable[[], None] | None = None, max_spans: int = MAX_SPANS
+        self, clock: Clock | None = None, *, on_step: Callable[[], bool] | None = None, max_spans: int = MAX_SPANS
     ):
         self.clock = clock or Clock.start()
         self.num_dropped = 0
@@ -73,11 +76,10 @@ class TimelineRecorder:
     def span(self, name: str) -> AbstractContextManager[None]:
         # Not at the wait: the one that finds the end of the data begins no step.
         if self._on_step is not None and name == TRANSFER:
-            self._on_step()
-        code = self._names.get(name)
-        if code is None:
-            code = self._names.setdefault(name, len(self._names))
-        return _Span(self, code)
+            start = perf_counter_ns()
+            if self._on_step():
+                self._record(self._code(TRACE), start, perf_counter_ns())
+        return _Span(self, self._code(name))
 
     def write(self, root: Path, *, node: str = "algo-1") -> list[Path]:
         """Writes what was recorded as smdebug's framework files."""
@@ -112,6 +114,10 @@ class TimelineRecorder:
         kind = "_MultiProcessingDataLoaderIter" if loader.num_workers else "_SingleProcessDataLoaderIter"
         args = {"num_workers": loader.num_workers, "pin_memory": loader.pin_memory}
         return Event(f"{kind}.__init__", LOADER_EVENT, self.clock.epoch_us(start), 0, 0, 0, args)
+
+    def _code(self, name: str) -> int:
+        code = self._names.get(name)
+        return self._names.setdefault(name, len(self._names)) if code is None else code
 
     def _record(self, code: int, start: int, end: int) -> None:
         if len(self._numbers) < self._max_numbers:
@@ -157,8 +163,12 @@ def _steps(numbers: NDArray[np.int64], names: Sequence[str], loop_thread: int) -
     begun: dict[Mode, tuple[int, int]] = {}
     """Start of the open step and end of its last part."""
     found: list[_Step] = []
+    traced: set[int] = set()
+    """Training steps within which the trace window was opened or closed."""
     for code, thread, start, end in _rows(numbers):
         name = names[code]
+        if name == TRACE:
+            traced.add(counts["TRAIN"])
         mode = _STEP_PARTS.get(name)
         if mode is None or thread != loop_thread:
             continue
@@ -172,7 +182,8 @@ def _steps(numbers: NDArray[np.int64], names: Sequence[str], loop_thread: int) -
     for mode, (start, end) in begun.items():
         if end > 0:
             found.append(_Step(mode, counts[mode], start, end))
-    return iter(sorted(found, key=lambda step: step.start))
+    own = (step for step in found if step.mode == "EVAL" or step.number not in traced)
+    return iter(sorted(own, key=lambda step: step.start))
 
 
 class _ThreadNumbers:

@@ -42,13 +42,17 @@ class TraceWindow:
         self._num_begun = 0
         self._profile: Any = None
 
-    def step(self) -> None:
+    def step(self) -> bool:
+        """Whether the window was opened or closed, which takes longer than many a step."""
         number = self._num_begun
         self._num_begun += 1
         if number == self._start and self._end > self._start:
             self._open()
-        elif number == self._end:
+            return True
+        if number == self._end and self._profile is not None:
             self.close()
+            return True
+        return False
 
     def close(self) -> None:
         """Ends an open window and writes its files."""

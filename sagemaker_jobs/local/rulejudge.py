@@ -55,8 +55,9 @@ def summarize(verdicts: Sequence[Verdict]) -> dict[str, str]:
             return {"status": status, "details": "; ".join(f"{each.rule}: {each.reason}" for each in found)}
     if len(verdicts) == 1:
         only = verdicts[0]
-        reason = f"not applicable: {only.reason}" if only.status == "NotApplicable" else only.reason
-        return {"status": "NoIssuesFound", "details": f"{only.rule}: {reason}"}
+        # SageMaker's word for a rule that was never judged.
+        status = "Stopped" if only.status == "NotApplicable" else "NoIssuesFound"
+        return {"status": status, "details": f"{only.rule}: {only.reason}"}
     num_judged = sum(each.status == "NoIssuesFound" for each in verdicts)
     details = f"{num_judged} rules judged, no issue found; {len(verdicts) - num_judged} not applicable."
     return {"status": "NoIssuesFound", "details": details}

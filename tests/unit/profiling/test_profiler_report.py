@@ -207,6 +207,23 @@ def test_cores_of_several_nodes_are_told_apart(tmp_path: Path) -> None:
     assert list(figure.data[0].y) == [f"{node} cpu{n}" for node in ("algo-1", "algo-2") for n in (0, 2, 10)]
 
 
+def test_heat_map_of_many_cores_keeps_the_gpus_and_the_busiest(tmp_path: Path) -> None:
+    cpus = {f"cpu{core}": [float(core)] * 20 for core in range(96)}
+    write_machine(tmp_path, cpus=cpus, gpus={"gpu0": [50.0] * 20})
+    figure = plots.heat_map_figure(read_recording(tmp_path).system)
+    assert figure is not None
+    assert list(figure.data[0].y) == [*(f"cpu{core}" for core in range(33, 96)), "gpu0"]
+
+
+def test_heat_map_has_no_hole_where_samples_come_early_or_late(tmp_path: Path) -> None:
+    late = [0.0, 0.45, -0.45, 0.45, -0.45, 0.0]
+    samples = [(START_S + tick + late[tick % 6], "cpu", "cpu0", "CPUUtilization", 50.0) for tick in range(60)]
+    write_samples(tmp_path, samples)
+    figure = plots.heat_map_figure(read_recording(tmp_path).system)
+    assert figure is not None
+    assert np.isfinite(np.asarray(figure.data[0].z)).all()
+
+
 def test_many_samples_make_a_small_plot(tmp_path: Path) -> None:
     samples = [
         (START_S + tick / 10, "cpu", f"cpu{core}", "CPUUtilization", float(tick % 100))

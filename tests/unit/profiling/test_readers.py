@@ -116,6 +116,24 @@ def test_a_clock_set_back_is_told_and_samples_are_put_in_order(tmp_path: Path) -
     assert samples.notes == ("1591160700.algo-1.json: the clock went back by 9.0 s; samples are put in order of time.",)
 
 
+def test_a_clock_set_forward_is_told(tmp_path: Path) -> None:
+    write_machine(tmp_path, cpus={"cpu0": [1.0] * 100})
+    write_machine(tmp_path, cpus={"cpu0": [1.0] * 100}, start_s=START_S + 3600)
+    (note,) = read_system(tmp_path).notes
+    assert note.startswith("Nothing was sampled for 3550 s from 50 s after the start on: the clock was set forward, or")
+
+
+@pytest.mark.parametrize(("field", "value"), [("dur", "Infinity"), ("args", "[1]"), ("ts", "null")])
+def test_events_of_no_use_are_an_error(tmp_path: Path, field: str, value: str) -> None:
+    path = write_trace(tmp_path, steps([100] * 3))
+    lines = path.read_text().splitlines()
+    event = json.loads(lines[-2])
+    lines[-2] = json.dumps(event | {field: "VALUE"}).replace('"VALUE"', value)
+    path.write_text("\n".join(lines))
+    with pytest.raises(ProfileError, match=r"must hold Chrome trace events, but item \d+ is none"):
+        read_timeline(tmp_path)
+
+
 def test_events_that_end_before_they_start_are_left_out_and_told(tmp_path: Path) -> None:
     write_trace(tmp_path, [*steps([100] * 3), {"phase": "x", "name": "x", "ts": 50, "dur": -20}])
     timeline = read_timeline(tmp_path)

@@ -72,7 +72,9 @@ def test_gpu_rule_fires_on_its_ailment(tmp_path: Path, name: str) -> None:
     assert (verdict.rule, verdict.status) == (name, "IssuesFound")
     assert verdict.reason.startswith(reason)
     assert verdict.triggered >= 1
-    assert verdict.datapoints >= NUM
+    # What lies before the first window is warm-up.
+    skipped = {"LowGPUUtilization": 500, "BatchSize": 500, "GPUMemoryIncrease": 990}.get(name, 0)
+    assert verdict.datapoints == len(machine["gpus"]) * (NUM - skipped)
     assert verdict.recommendation
     assert START_S <= verdict.evidence[0].start_s <= verdict.evidence[0].end_s <= START_S + NUM * INTERVAL_S
     assert all(math.isfinite(value) for each in verdict.evidence for value in each.values.values())
@@ -113,10 +115,53 @@ def test_low_gpu_utilization_tells_fluctuation_from_low_use(tmp_path: Path) -> N
     verdict = one(tmp_path, rule_configs.LowGPUUtilization())
     assert verdict.evidence[0].what == "fluctuates between 0 % and 95 %."
     gpu = verdict.details["gpus"]["algo-1 gpu0"]
-    assert (gpu["num_fluctuating"], gpu["num_low"]) == (1, 0)
+    # From 500 to 1000, and the last 500.
+    assert (gpu["num_fluctuating"], gpu["num_low"]) == (2, 0)
     assert (
-        one(tmp_path, rule_configs.LowGPUUtilization(threshold_p95=96)).details["gpus"]["algo-1 gpu0"]["num_low"] == 1
+        one(tmp_path, rule_configs.LowGPUUtilization(threshold_p95=96)).details["gpus"]["algo-1 gpu0"]["num_low"] == 2
     )
+
+
+def test_gpu_that_idles_at_the_end_is_seen(tmp_path: Path) -> None:
+    write_machine(tmp_path, gpus={"gpu0": [95.0] * 1000 + [0.0] * 499})
+    verdict = one(tmp_path, rule_configs.LowGPUUtilization())
+    assert (verdict.status, verdict.datapoints) == ("IssuesFound", 999)
+    assert verdict.evidence[-1].end_s == pytest.approx(START_S + 1498 * INTERVAL_S + 0.05)
+
+
+@pytest.mark.parametrize("name", ["LowGPUUtilization", "BatchSize"])
+def test_recording_shorter_than_a_window_is_not_judged(tmp_path: Path, name: str) -> None:
+    write_machine(tmp_path, gpus={"gpu0": constant(1, 300)}, memory=constant(1, 300))
+    verdict = one(tmp_path, getattr(rule_configs, name)(patience=100))
+    assert verdict.reason == "not applicable: a short run, 300 datapoints of the 500 that a window asks for"
+    assert one(tmp_path, getattr(rule_configs, name)(patience=100, window=300)).status == "IssuesFound"
+
+
+def test_memory_of_one_window_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    write_machine(tmp_path, gpus={"gpu0": constant(95, 1000)}, memory=constant(10, 1000))
+    verdict = one(tmp_path, rule_configs.GPUMemoryIncrease())
+    assert verdict.reason == "not applicable: a short run, 1000 datapoints of the 1001 that 2 windows ask for"
+    write_machine(tmp_path, gpus={"gpu0": constant(95, 1001)}, memory=[*constant(10, 998), 90.0, 90.0, 90.0])
+    assert one(tmp_path, rule_configs.GPUMemoryIncrease()).triggered == 1
+
+
+def test_bottleneck_is_not_judged_where_nothing_was_sampled_during_the_steps(tmp_path: Path) -> None:
+    write_machine(tmp_path, gpus={"gpu0": constant(5)}, cpus={"cpu0": constant(99)})
+    write_trace(tmp_path, steps([1000] * 10, first_ts=int(3600e6)))
+    verdict = one(tmp_path, rule_configs.CPUBottleneck())
+    assert verdict.reason == "not applicable: nothing was sampled while the steps ran"
+
+
+def test_bottleneck_is_a_share_of_what_was_sampled(tmp_path: Path) -> None:
+    write_machine(tmp_path, gpus={"gpu0": constant(5)}, cpus={"cpu0": [99.0] * 500 + [math.nan] * 700})
+    verdict = one(tmp_path, rule_configs.CPUBottleneck())
+    assert (verdict.status, verdict.details["gpus"]["algo-1 gpu0"]["percent"]) == ("IssuesFound", 100.0)
+
+
+def test_gpus_that_tell_nothing_are_not_called_absent(tmp_path: Path) -> None:
+    write_machine(tmp_path, gpus={"gpu0": constant(math.nan)}, cpus={"cpu0": constant(9)})
+    verdict = one(tmp_path, rule_configs.LowGPUUtilization())
+    assert verdict.reason == "not applicable: no GPU's utilisation could be read"
 
 
 def test_low_gpu_utilization_names_the_one_gpu_of_the_one_node(tmp_path: Path) -> None:
@@ -124,7 +169,7 @@ def test_low_gpu_utilization_names_the_one_gpu_of_the_one_node(tmp_path: Path) -
     write_machine(tmp_path, gpus={"gpu0": constant(95), "gpu1": constant(5)}, node="algo-2")
     verdict = one(tmp_path, rule_configs.LowGPUUtilization())
     assert {each.where for each in verdict.evidence} == {"algo-2 gpu1"}
-    assert verdict.datapoints == 4 * NUM
+    assert verdict.datapoints == 4 * (NUM - 500)
 
 
 def test_cpu_bottleneck_looks_at_the_time_of_the_training_alone(tmp_path: Path) -> None:
@@ -187,6 +232,19 @@ def test_step_outlier_fires_beyond_the_tolerated_number(tmp_path: Path) -> None:
     assert verdict.details["modes"]["TRAIN"]["lost_s"] == pytest.approx(12 * 0.0759, rel=0.02)
     assert one(tmp_path, rule_configs.StepOutlier(n_outliers=12)).status == "NoIssuesFound"
     assert one(tmp_path, rule_configs.StepOutlier(stddev=5)).triggered == 0
+
+
+def test_step_outlier_of_a_short_run_is_not_judged(tmp_path: Path) -> None:
+    # Eleven of 110 would be the first that can be 3 standard deviations above the mean.
+    write_trace(tmp_path, steps([20_000] * 100 + [900_000] * 9))
+    verdict = one(tmp_path, rule_configs.StepOutlier())
+    assert verdict.reason == (
+        "not applicable: a short run, of 109 steps no more than 10 can be 3 standard deviations above the mean, and 10 "
+        "are tolerated"
+    )
+    assert (verdict.datapoints, verdict.triggered, len(verdict.evidence)) == (109, 9, 9)
+    assert one(tmp_path, rule_configs.StepOutlier(n_outliers=8)).status == "IssuesFound"
+    assert one(tmp_path, rule_configs.StepOutlier(n_outliers=9)).status == "NoIssuesFound"
 
 
 def test_step_outlier_keeps_modes_apart(tmp_path: Path) -> None:

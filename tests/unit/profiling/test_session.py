@@ -1,9 +1,13 @@
 """A profiled training from end to end: what lies in its folder, what its verdicts and figures say."""
 
+import errno
 import math
+import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 from dogbreed_ml.config import TrainConfig
 from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.profiling import sampler as sampler_module
+from dogbreed_ml.profiling import traces as traces_module
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.sampler import SystemSampler
@@ -49,7 +55,7 @@ def test_a_profiled_training_is_recorded_and_judged(tmp_path: Path) -> None:
     tensors = Verdict("DeadRelu", "IssuesFound", "planted")
     profile = session.judge([tensors])
     assert [verdict.rule for verdict in profile.verdicts] == [*RULES, "DeadRelu"]
-    assert profile.tags["profiler.StepOutlier"] == "NoIssuesFound"
+    assert profile.tags["profiler.StepOutlier"] == "NotApplicable"
     assert profile.tags["profiler.DeadRelu"] == "IssuesFound"
     assert profile.verdicts[0].parameters["n_outliers"] == 12
     timeline = profile.recording.timeline
@@ -96,6 +102,97 @@ def test_the_sampler_takes_a_first_and_a_last_sample_whatever_the_interval(tmp_p
     percents = samples.frame[~samples.frame["dimension"].str.contains("MiB")]["value"]
     assert percents.between(0, 100).all()
     assert not (samples.frame["dimension"] == "GPUUtilization").any() or torch.cuda.is_available()
+
+
+class Driver:
+    """NVML as a driver with two GPUs answers; the second does not tell its use, as MIG does not."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:
+        pass
+
+    nvmlShutdown = nvmlInit
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        if handle:
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(gpu=70)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=1 << 30, total=4 << 30)
+
+
+def test_a_gpu_that_does_not_tell_its_use_costs_no_other_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No GPU here: what a driver answers is the seam.
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    with profiled(tmp_path, ProfileConfig()) as session:
+        train(session)
+    profile = session.judge()
+    assert "gpu1: GPUUtilization cannot be read: Not Supported." in profile.recording.all_notes
+    system = profile.recording.system
+    assert {*system.select("GPUUtilization")["name"]} == {"gpu0"}
+    assert {*system.select("GPUMemoryUtilization")["name"]} == {"gpu0", "gpu1"}
+    assert len(system.select("MemoryUsedPercent")) == session.sampler.num_ticks
+    assert profile.figures["profiler/gpu_mean"] == 70.0
+
+
+def test_a_sampler_that_fails_is_told_of_and_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sampler_module, "render_sample", full)
+    with profiled(tmp_path, ProfileConfig()) as session:
+        train(session)
+    profile = session.judge()
+    note = "The machine was not sampled any more after 0 samples: [Errno 28] No space left on device."
+    assert note in profile.recording.all_notes
+    assert len(profile.recording.timeline.steps("TRAIN")) == 12
+
+
+def test_what_cannot_be_traced_costs_neither_samples_nor_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(traces_module, "save_operators", full)
+    config = ProfileConfig(trace_start=8, trace_steps=100)
+    with pytest.raises(OSError, match="No space left"), profiled(tmp_path, config) as session:
+        train(session)
+    recording = read_recording(tmp_path / RAW_DIR)
+    assert len(recording.timeline.steps("TRAIN")) == 11
+    assert session.sampler.num_ticks >= 1
+
+
+def test_a_worker_is_measured_from_its_second_look_on(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=_spin, daemon=True)
+    sampler = SystemSampler(tmp_path, interval_ms=250, clock=Clock.start())
+    worker.start()
+    try:
+        with sampler:
+            deadline = time.monotonic() + 30
+            while sampler.num_ticks < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        worker.terminate()
+        worker.join()
+    uses = read_recording(tmp_path).system.select("WorkerCPUUtilization")["value"]
+    assert len(uses) >= 2
+    # Not 0, as what was never measured would be.
+    assert uses.iloc[0] > 0
+
+
+def _spin() -> None:
+    while True:
+        pass
 
 
 def test_the_trace_window_covers_its_steps_alone(tmp_path: Path) -> None:

@@ -96,9 +96,25 @@ def test_spans_beyond_the_limit_are_counted_and_left_out() -> None:
 
 def test_on_step_is_told_of_training_steps_alone() -> None:
     told: list[int] = []
-    recorder = TimelineRecorder(on_step=lambda: told.append(len(told)))
+
+    def tell() -> bool:
+        told.append(len(told))
+        return False
+
+    recorder = TimelineRecorder(on_step=tell)
     record_epoch(recorder, num_steps=3, num_eval_steps=5)
     assert len(told) == 3
+
+
+def test_steps_in_which_the_trace_window_moved_are_left_out() -> None:
+    moves = iter([False, True, False, False, True, False])
+    recorder = TimelineRecorder(on_step=lambda: next(moves))
+    record_epoch(recorder, num_steps=6, num_eval_steps=2)
+    steps: dict[str, list[int]] = {"TRAIN": [], "EVAL": []}
+    for event in recorder.events():
+        if event.name.startswith("Step:ModeKeys."):
+            steps[event.name.removeprefix("Step:ModeKeys.")].append(event.step)
+    assert steps == {"TRAIN": [0, 2, 3, 5], "EVAL": [0, 1]}
 
 
 def test_nothing_recorded_writes_no_file(tmp_path: Path) -> None:

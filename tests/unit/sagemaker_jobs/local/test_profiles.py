@@ -109,7 +109,7 @@ def _verdict(rule: str, status: Status) -> Verdict:
         (["NoIssuesFound", "Error", "IssuesFound"], "IssuesFound", "R2: R2 says so."),
         (["NoIssuesFound", "Error"], "Error", "R1: R1 says so."),
         (["NoIssuesFound", "NotApplicable"], "NoIssuesFound", "1 rules judged, no issue found; 1 not applicable."),
-        (["NotApplicable"], "NoIssuesFound", "R0: not applicable: R0 says so."),
+        (["NotApplicable"], "Stopped", "R0: R0 says so."),
         (["NoIssuesFound"], "NoIssuesFound", "R0: R0 says so."),
     ],
 )
@@ -121,22 +121,24 @@ def test_worst_verdict_is_the_status(statuses: list[Status], status: str, detail
 def test_each_configuration_is_judged_with_its_own_parameters(tmp_path: Path) -> None:
     recorded = tmp_path / RECORDED_DIR
     write_machine(recorded, cpus={"cpu0": [20.0] * 40})
-    write_trace(recorded, steps([10_000] * 30 + [40_000] * 2 + [10_000] * 30))
+    write_trace(recorded, steps([10_000] * 100 + [40_000] * 2 + [10_000] * 100))
     rules = [
         {"rule_to_invoke": "ProfilerReport"},
         {"rule_to_invoke": "StepOutlier", "stddev": "3", "n_outliers": "1"},
+        {"rule_to_invoke": "StepOutlier", "stddev": "5", "n_outliers": "3"},
         {"rule_to_invoke": "StepOutlier", "stddev": "50", "n_outliers": "1"},
         {"rule_to_invoke": "StepOutlier", "no_such": "1"},
         {"rule_to_invoke": "MyRule"},
     ]
     summaries = judge_all(tmp_path, rules, title="a-job")
     statuses = [each["status"] for each in summaries]
-    assert statuses[1:] == ["IssuesFound", "NoIssuesFound", "Error", "Error"]
-    assert "no_such" in summaries[3]["details"]
+    assert statuses[1:] == ["IssuesFound", "NoIssuesFound", "Stopped", "Error", "Error"]
+    assert summaries[3]["details"].startswith("StepOutlier: not applicable: a short run, of 202 steps")
+    assert "no_such" in summaries[4]["details"]
     report_dir = tmp_path / "reports" / "0" / "profiler-output"
     assert "a-job" in (report_dir / "profiler-report.html").read_text(encoding="utf-8")
     assert {path.stem for path in (report_dir / "profiler-reports").iterdir()} == set(RULES)
-    for number, stddev in ((1, 3), (2, 50)):
+    for number, stddev in ((1, 3), (2, 5)):
         reports_dir = tmp_path / "reports" / str(number) / "profiler-output" / "profiler-reports"
         (path,) = reports_dir.iterdir()
         assert path.name == "StepOutlier.json"
