@@ -158,32 +158,33 @@ def _overtrained(step: int, where: str, loss: float, best: float, since: int, de
 def class_imbalance(
     step: int,
     counts: Mapping[str, int],
-    mispredicted: Mapping[str, int] | None = None,
+    mispredicted: Mapping[str, tuple[int, int]] | None = None,
     *,
     threshold_imbalance: float,
     threshold_misprediction: float,
     samples: int,
+    min_labels_a_class: int = 0,
 ) -> list[Finding]:
-    """Labels seen so far by class, and how many of them were taken for another class, where that is known.
+    """Labels seen so far by class; and of some classes how many were taken for another, of how many looked at.
 
-    Nothing is judged before `samples` labels.
+    Nothing is judged before `samples` labels, and counts are not compared before `min_labels_a_class` on average:
+    where they are drawn, chance makes some class of many rare.
     """
     seen = {name: count for name, count in counts.items() if count > 0}
-    if sum(seen.values()) < samples or len(seen) < 2:
+    total = sum(seen.values())
+    if total < samples or len(seen) < 2:
         return []
     found = []
     small, large = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
     ratio = seen[large] / seen[small]
-    if ratio > threshold_imbalance:
+    if total >= min_labels_a_class * len(seen) and ratio > threshold_imbalance:
         what = f"{large} has {seen[large]} samples, {small} {seen[small]}: {ratio:.3g} times as many."
         found.append(Finding(step, small, what, _finite(ratio=ratio, largest=seen[large], smallest=seen[small])))
-    for name, wrong in (mispredicted or {}).items():
-        if name not in seen:
-            continue
-        share = wrong / seen[name]
+    for name, (wrong, looked_at) in (mispredicted or {}).items():
+        share = wrong / looked_at
         if share > threshold_misprediction:
-            what = f"{share:.0%} of the {seen[name]} samples of {name} were taken for another class."
-            found.append(Finding(step, name, what, _finite(mispredicted_share=share, samples=seen[name])))
+            what = f"{share:.0%} of the {looked_at} samples of {name} were taken for another class."
+            found.append(Finding(step, name, what, _finite(mispredicted_share=share, samples=looked_at)))
     return found
 
 

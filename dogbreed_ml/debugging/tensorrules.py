@@ -5,12 +5,13 @@ Imported only where tensors are judged: smdebug takes 2.4 s to import.
 
 import math
 from abc import abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.stats import binom
 from smdebug import modes
 from smdebug.exceptions import TensorUnavailableForStep
 from smdebug.rules.rule import Rule
@@ -25,8 +26,13 @@ from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
 
 LOSSES, EPOCH_COLLECTION, TRAINING_STEP_COLLECTION = "losses", "epoch", "training_step"
+_MIN_LABELS_A_CLASS = 30
+"""Classes' counts are compared from so many saved labels a class on: of 120 equal classes, 500 labels hold some class
+more than ten times as often as another in a third of all draws, 3,600 at most six times as often."""
 _MIN_LABELS_OF_CLASS = 5
 """A breed is judged by its mispredictions from so many labels on."""
+_MAX_CHANCE = 1e-4
+"""How likely at most some breed has so many mispredictions by chance, if all are mistaken equally often."""
 
 
 def open_trial(tensors_dir: Path) -> Any:
@@ -192,41 +198,61 @@ class PoorWeightInitialization(TensorRule):
 
 
 class ClassImbalance(TensorRule):
-    """Over the last labels and predictions that were saved, as many as `samples`.
+    """Over the counts of all labels that were saved, and over the last answers, as many as `samples`.
 
-    A breed that is often taken for another counts only once the others are told apart: before that the whole
-    training is young, and nothing is imbalanced.
+    A breed that is often taken for another counts only once the others are told apart (before that the whole training
+    is young, and nothing is imbalanced), and where it is mistaken more often than chance makes one of many.
     """
 
     rule, needs = "ClassImbalance", "labels and predictions"
 
     def __init__(self, base_trial: Any, action_str: str | None = None, **parameters: Any) -> None:
         super().__init__(base_trial, action_str, **parameters)
-        self._seen: deque[tuple[int, int]] = deque(maxlen=self.parameters["samples"])
+        self._counts: Counter[str] = Counter()
+        self._last: deque[tuple[int, int]] = deque(maxlen=self.parameters["samples"])
 
     def look(self, step: int) -> list[Finding]:
         labels, logits = self.tensors(step, "labels"), self.tensors(step, "predictions")
         for truth, predicted in zip(labels.values(), logits.values(), strict=False):
             chosen = predicted.argmax(axis=1) if predicted.ndim > 1 else predicted
-            self._seen.extend(zip(truth.astype(int).tolist(), chosen.astype(int).tolist(), strict=True))
+            classes = truth.astype(int).tolist()
+            self._last.extend(zip(classes, chosen.astype(int).tolist(), strict=True))
+            self._counts.update(map(_class_name, classes))
             self.datapoints += len(truth)
-        counts: dict[str, int] = {}
-        wrong: dict[str, int] = {}
-        for label, answer in self._seen:
-            name = f"class {label}"
-            counts[name] = counts.get(name, 0) + 1
-            wrong[name] = wrong.get(name, 0) + (label != answer)
-        learned = sum(wrong.values()) <= self.parameters["threshold_misprediction"] * len(self._seen)
-        judged_classes = {name: n for name, n in wrong.items() if counts[name] >= _MIN_LABELS_OF_CLASS and learned}
-        return find.class_imbalance(self.train_step, counts, judged_classes, **self.parameters)
+        return find.class_imbalance(
+            self.train_step,
+            self._counts,
+            self._mispredicted(),
+            min_labels_a_class=_MIN_LABELS_A_CLASS,
+            **self.parameters,
+        )
+
+    def _mispredicted(self) -> dict[str, tuple[int, int]]:
+        """(mistaken, looked at) of each class that is mistaken more often than the others, beyond chance."""
+        if not self._last:
+            return {}
+        labels, answers = np.array(self._last).T
+        seen, wrong = np.bincount(labels), np.bincount(labels[labels != answers], minlength=labels.max() + 1)
+        if wrong.sum() > self.parameters["threshold_misprediction"] * len(labels):
+            return {}
+        share_of_others = (wrong.sum() - wrong) / np.maximum(seen.sum() - seen, 1)
+        chance = binom.sf(wrong - 1, seen, share_of_others)
+        stands_out = (seen >= _MIN_LABELS_OF_CLASS) & (chance <= _MAX_CHANCE / np.count_nonzero(seen))
+        return {_class_name(label): (int(wrong[label]), int(seen[label])) for label in np.flatnonzero(stands_out)}
 
     def verdict(self) -> Verdict:
-        if 0 < self.datapoints < self.parameters["samples"]:
+        needed = max(self.parameters["samples"], _MIN_LABELS_A_CLASS * len(self._counts))
+        if 0 < self.datapoints < needed and not self.found:
             reason = (
-                f"too short to tell, {self.datapoints} labels where at least {self.parameters['samples']} are needed"
+                f"too short to tell, {self.datapoints} labels of {len(self._counts)} classes where at least {needed} "
+                "are needed"
             )
             return not_applicable(self.rule, reason, self.parameters, self.datapoints)
         return super().verdict()
+
+
+def _class_name(label: int) -> str:
+    return f"class {label}"
 
 
 class LossRule(TensorRule):

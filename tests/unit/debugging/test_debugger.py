@@ -27,10 +27,10 @@ CPU = torch.device("cpu")
 NUM_CLASSES = 4
 
 
-def clusters(num: int, *, seed: int, spread: float = 0.5) -> MemoryBatches:
-    """NUM_CLASSES clusters in 32 dimensions; the same centres for each seed."""
-    centres = torch.randn(NUM_CLASSES, 32, generator=torch.Generator().manual_seed(9))
-    labels = torch.arange(num) % NUM_CLASSES
+def clusters(num: int, *, seed: int, spread: float = 0.5, num_classes: int = NUM_CLASSES) -> MemoryBatches:
+    """Clusters in 32 dimensions, equally many of each; the same centres for each seed."""
+    centres = torch.randn(num_classes, 32, generator=torch.Generator().manual_seed(9))
+    labels = torch.arange(num) % num_classes
     noise = torch.randn(num, 32, generator=torch.Generator().manual_seed(seed))
     return MemoryBatches(centres[labels] + spread * noise, labels)
 
@@ -74,12 +74,13 @@ def debug(tmp_path: Path) -> Debug:
         parameters: dict[str, dict[str, object]] | None = None,
         save_interval: int = 2,
         max_gib: float = 1.0,
+        num_classes: int = NUM_CLASSES,
         **config: object,
     ) -> Debugged:
         train = train or clusters(160, seed=1)
         valid = valid or clusters(80, seed=2)
         settings = TrainConfig(**{"num_epochs": 3, "batch_size": 16, "lr": 1e-2, **config})  # type: ignore[arg-type]
-        loss_function = build_loss(train.labels, settings, NUM_CLASSES)
+        loss_function = build_loss(train.labels, settings, num_classes)
         tensors_dir = tmp_path / "tensors"
         debugger = Debugger.open(
             tensors_dir, save_interval=save_interval, max_gib=max_gib, stop_on=stop_on, parameters=parameters
@@ -92,7 +93,7 @@ def debug(tmp_path: Path) -> Debug:
                 valid=valid,
                 config=settings,
                 metrics=compute_metrics,
-                num_classes=NUM_CLASSES,
+                num_classes=num_classes,
                 device=CPU,
                 loss_function=loss_function,
             )
@@ -260,6 +261,56 @@ def test_class_imbalance_is_found_by_counts_and_by_mistakes(debug: Debug) -> Non
     assert {each.where for each in verdict.evidence} == {"class 3"}
     assert any("mispredicted_share" in each.values for each in verdict.evidence)
     assert any("ratio" in each.values for each in verdict.evidence)
+
+
+def test_balanced_classes_are_not_imbalanced_for_being_many(debug: Debug) -> None:
+    def equals(num: int, seed: int) -> MemoryBatches:
+        """120 classes, none nearer to another than the rest."""
+        labels = torch.arange(120 * num) % 120
+        noise = torch.randn(len(labels), 120, generator=torch.Generator().manual_seed(seed))
+        return MemoryBatches(8 * torch.eye(120)[labels] + noise, labels)
+
+    torch.manual_seed(0)
+    debugged = debug(
+        nn.Sequential(nn.Linear(120, 120)),
+        equals(40, seed=1),
+        valid=equals(2, seed=2),
+        num_classes=120,
+        num_epochs=2,
+        batch_size=60,
+        lr=2e-2,
+        save_interval=1,
+        stop_on=("ClassImbalance",),
+    )
+    assert debugged.stopped_by is None
+    verdict = debugged.verdicts["ClassImbalance"]
+    assert (verdict.status, verdict.datapoints) == ("NoIssuesFound", 2 * 4800)
+    # The training went from knowing nothing to knowing most of it, under the rule's eyes.
+    assert debugged.results[-1].metrics["valid/accuracy_top1"] > 0.9
+
+
+def test_one_rare_class_of_many_is_found_once_there_are_labels_enough(debug: Debug) -> None:
+    train = clusters(60 * 40, seed=1, num_classes=60)
+    keep = torch.tensor([label != 7 or index < 120 for index, label in enumerate(train.labels.tolist())])
+    few = MemoryBatches(train.inputs[keep], train.labels[keep])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 60))
+    debugged = debug(model, few, num_classes=60, num_epochs=1, batch_size=59, save_interval=1, lr=1e-9)
+    verdict = debugged.verdicts["ClassImbalance"]
+    assert (verdict.status, verdict.details["where"]) == ("IssuesFound", ["class 7"])
+    # 30 labels of each of the 60.
+    assert verdict.evidence[0].values["step"] >= 60 * 30 / 59 - 1
+    assert verdict.evidence[-1].values == {"step": 40, "ratio": 20, "largest": 40, "smallest": 2}
+
+
+def test_few_labels_of_many_classes_are_too_few_to_tell(debug: Debug) -> None:
+    train = clusters(600, seed=1, num_classes=60)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 60))
+    debugged = debug(model, train, num_classes=60, num_epochs=1, batch_size=60, save_interval=1, lr=1e-9)
+    assert debugged.verdicts["ClassImbalance"].reason == (
+        "not applicable: too short to tell, 600 labels of 60 classes where at least 1800 are needed"
+    )
 
 
 def test_rules_of_epochs_say_the_same_with_and_without_tensors(debug: Debug) -> None:

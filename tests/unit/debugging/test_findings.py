@@ -76,10 +76,23 @@ def test_class_imbalance_names_the_rare_and_the_mistaken_breed() -> None:
     settings: dict[str, Any] = {"threshold_imbalance": 10.0, "threshold_misprediction": 0.7, "samples": 100}
     counts = {"beagle": 95, "collie": 5}
     assert [each.where for each in find.class_imbalance(0, counts, **settings)] == ["collie"]
-    found = find.class_imbalance(0, {"beagle": 60, "collie": 40}, {"beagle": 0, "collie": 30}, **settings)
+    found = find.class_imbalance(0, {"beagle": 60, "collie": 40}, {"beagle": (0, 60), "collie": (30, 40)}, **settings)
     assert [(each.where, each.values["mispredicted_share"]) for each in found] == [("collie", 0.75)]
     assert find.class_imbalance(0, {"beagle": 90, "collie": 5}, **settings) == []
-    assert find.class_imbalance(0, {"beagle": 60, "collie": 60}, {"beagle": 1, "collie": 1}, **settings) == []
+    assert (
+        find.class_imbalance(0, {"beagle": 60, "collie": 60}, {"beagle": (1, 60), "collie": (1, 60)}, **settings) == []
+    )
+
+
+@pytest.mark.parametrize(("num_labels_a_class", "wheres"), [(29, []), (30, ["rare"])])
+def test_class_imbalance_of_drawn_labels_is_told_from_enough_of_them(
+    num_labels_a_class: int, wheres: list[str]
+) -> None:
+    settings: dict[str, Any] = {"threshold_imbalance": 10.0, "threshold_misprediction": 0.7, "samples": 100}
+    counts = {"rare": 1, **{str(number): num_labels_a_class for number in range(119)}}
+    counts["0"] += num_labels_a_class - 1
+    found = find.class_imbalance(0, counts, min_labels_a_class=30, **settings)
+    assert [each.where for each in found] == wheres
 
 
 def test_vanishing_gradient_looks_at_the_mean_magnitude() -> None:
