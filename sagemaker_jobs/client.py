@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -40,6 +40,9 @@ LOCAL_ROLE = "arn:aws:iam::123456789012:role/local-sagemaker"
 """What the SageMaker of this machine, which checks no rights, is told."""
 PATIENCE_S = 300.0
 """How long a question is asked again while AWS does not answer; jobs go on meanwhile."""
+
+_HURRIED_S = 5.0
+"""The same where somebody waits to get away."""
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 _DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
@@ -148,6 +151,10 @@ class Aws:
             self.clock.sleep(pause_s)
             pause_s = min(15.0, pause_s * 2)
 
+    def hurried(self) -> "Aws":
+        """The same account with little patience, to be closed by itself: for what is asked after Ctrl-C."""
+        return replace(self, patience_s=_HURRIED_S, _clients={})
+
     def close(self) -> None:
         for client in self._clients.values():
             client.close()
@@ -240,6 +247,13 @@ def is_transient(error: Exception) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return error_code(error) in _THROTTLED or status >= 500
     return isinstance(error, BotoConnectionError | HTTPClientError)
+
+
+def is_refusal(error: CloudError) -> bool:
+    """Whether AWS said no, so that nothing was made of a request; false where it may have arrived all the same."""
+    cause = error.__cause__
+    # A name in use is, where names are never used twice, that of the same request whose answer was lost.
+    return isinstance(cause, ClientError) and not is_transient(cause) and error_code(cause) != "ResourceInUse"
 
 
 def is_absent(error: Exception) -> bool:

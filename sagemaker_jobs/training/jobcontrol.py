@@ -1,13 +1,14 @@
 """One training job from the caller's side: sent once, followed to its end, stopped where that is wanted."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from dogbreed_ml.errors import CloudError
-from sagemaker_jobs.client import Aws, is_absent, translated, wait_until
+from dogbreed_ml.errors import CloudError, ConfigError
+from sagemaker_jobs.client import Aws, is_absent, is_refusal, translated, wait_until
 from sagemaker_jobs.training.joblogs import JobLogs
 from sagemaker_jobs.training.launch import Launch, LaunchFile
 
@@ -23,6 +24,7 @@ ENDED = ("Completed", "Failed", "Stopped")
 
 INTERVAL_S = 5.0
 LOCAL_INTERVAL_S = 0.2
+GOES_ON, MAY_GO_ON = "goes on and is paid for", "may go on, and is paid for then"
 STOP_TIMEOUT_S = 900.0
 """SageMaker gives a job 120 s to save what it has, and uploads it then."""
 _SLACK_S = 3600.0
@@ -63,12 +65,17 @@ def describe_job(aws: Aws, name: str) -> Job | None:
 def send_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFile) -> None:
     """Creates the job; its name is written down before, so that whatever happens then, it is found again.
 
-    Raises CloudError where SageMaker refused; a lost answer is no refusal where the job is there.
+    Raises CloudError where SageMaker refused; a lost answer is no refusal where the job is there. Where it is not to be
+    seen, it may be so later: the name stays written down, and the next command sends it again, which starts no second.
     """
     name = request["TrainingJobName"]
     launch_file.save(Launch(name, aws.region))
     try:
         aws.create("CreateTrainingJob", request, doing=f"start the training job {name}")
+    except ConfigError:
+        # Refused here, and never sent.
+        launch_file.clear(name)
+        raise
     except CloudError as refusal:
         try:
             is_there = describe_job(aws, name) is not None
@@ -76,7 +83,8 @@ def send_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFile) -> N
             # Neither is known now. The launch file stays, and the next command looks before it sends anything.
             raise refusal from None
         if not is_there:
-            launch_file.clear(name)
+            if is_refusal(refusal):
+                launch_file.clear(name)
             raise
         logger.info("the answer was lost, the training job %s is there", name)
     launch_file.save(Launch(name, aws.region, is_created=True))
@@ -118,47 +126,71 @@ def longest_s(request_or_job: Job) -> float:
     return float(max(condition.get("MaxWaitTimeInSeconds", 0), condition["MaxRuntimeInSeconds"])) + _SLACK_S
 
 
-def stop_job(aws: Aws, name: str) -> Job:
-    """Stops the job, waits until it has ended, and returns its description; it keeps what it saved."""
-
+def tell_to_stop(aws: Aws, name: str) -> Job | None:
+    """Asks for the job's end, before which it saves what it has; its description where it has ended by itself."""
     with translated(f"stop the training job {name}"):
         try:
             aws.client("sagemaker").stop_training_job(TrainingJobName=name)
         except ClientError:
             job = describe_job(aws, name)
-            # It has ended by itself meanwhile.
             if job is None or job["TrainingJobStatus"] not in ENDED:
                 raise
             return job
     logger.info("the training job %s is told to stop", name)
-    return follow_job(aws, name, timeout_s=STOP_TIMEOUT_S)
+    return None
 
 
 def settle_interrupt(aws: Aws, launch_file: LaunchFile, *, question: Question | None, command: str) -> Job | None:
-    """What becomes of the job after Ctrl-C: the ended job where it was stopped or had ended, None where none is left.
+    """What becomes of the job after Ctrl-C: the ended job where it was stopped or had ended, else None.
 
     Without a question, where nobody sits at a terminal, the job goes on; either way the log says what goes on, that
-    it is paid for, and how to come back to it.
+    it is paid for, and how to come back to it. So it does where that cannot be learnt: AWS is away, or the request was
+    on its way, and after Ctrl-C once more.
     """
     launch = launch_file.load()
     if launch is None:
         logger.warning("No training job was started.")
         return None
-    job = describe_job(aws, launch.name)
-    if job is None:
-        launch_file.clear(launch.name)
-        logger.warning("No training job was started.")
-        return None
-    if job["TrainingJobStatus"] in ENDED:
-        return job
-    if question is not None and is_yes(question, f"Stop the training job {launch.name}? It is paid for while it runs."):
-        return stop_job(aws, launch.name)
-    logger.warning(
-        "The training job %s goes on and is paid for. To come back to it: %s. To stop it: aws sagemaker "
-        "stop-training-job --region %s --training-job-name %s",
-        *(launch.name, command, aws.region, launch.name),
-    )
+    is_sure = False
+    try:
+        with aws.hurried() as hurried:
+            job = describe_job(hurried, launch.name)
+            if job is not None and job["TrainingJobStatus"] in ENDED:
+                return job
+            is_sure = job is not None
+            asked = f"Stop the training job {launch.name}? It is paid for while it runs."
+            if job is not None and question is not None and is_yes(question, asked):
+                is_sure = False
+                job = tell_to_stop(hurried, launch.name)
+                return job or follow_job(aws, launch.name, timeout_s=STOP_TIMEOUT_S)
+    except CloudError as error:
+        logger.warning("%s", error)
+    except KeyboardInterrupt:
+        logger.warning("interrupted once more")
+    warn_of_job(launch, command=command, is_sure=is_sure)
     return None
+
+
+def warn_of_job(launch: Launch, *, command: str, is_sure: bool) -> None:
+    """That it costs money, how to come back to it, and how to stop it."""
+    logger.warning(
+        "The training job %s %s. To come back to it: %s. To stop it: aws sagemaker stop-training-job --region %s "
+        "--training-job-name %s",
+        *(launch.name, GOES_ON if is_sure else MAY_GO_ON, command, launch.region, launch.name),
+    )
+
+
+@contextmanager
+def warned_of_job(launch_file: LaunchFile, *, command: str) -> Iterator[None]:
+    """Whatever cuts the block off, the job that it leaves behind is named; an interrupt is settled elsewhere."""
+    try:
+        yield
+    except (KeyboardInterrupt, JobGoneError):
+        raise
+    except BaseException:
+        if launch := launch_file.load():
+            warn_of_job(launch, command=command, is_sure=launch.is_created)
+        raise
 
 
 def failure_of(job: Job) -> str:

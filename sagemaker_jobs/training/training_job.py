@@ -38,6 +38,7 @@ from sagemaker_jobs.training.jobcontrol import (
     longest_s,
     send_job,
     settle_interrupt,
+    warned_of_job,
 )
 from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs, prepare_inputs
 from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
@@ -142,15 +143,16 @@ class _Task:
 
     def run(self) -> TrainSummary:
         role_arn = self.aws.execution_role(self.config.sagemaker)
-        with self.launch_file.locked():
-            job = self._found() or self._started(role_arn)
-        with self.spans.span("job"):
-            try:
-                job = follow_job(self.aws, job["TrainingJobName"], timeout_s=longest_s(job))
-            except JobGoneError as gone:
+        try:
+            with warned_of_job(self.launch_file, command=render_command(self.context.argv)):
                 with self.launch_file.locked():
-                    self._bury(gone)
-                raise
+                    job = self._found() or self._started(role_arn)
+                with self.spans.span("job"):
+                    job = follow_job(self.aws, job["TrainingJobName"], timeout_s=longest_s(job))
+        except JobGoneError as gone:
+            with self.launch_file.locked():
+                self._bury(gone)
+            raise
         return self.bring_home(job)
 
     def bring_home(self, job: Job) -> TrainSummary:
@@ -199,11 +201,8 @@ class _Task:
             self.launch_file.save(Launch(launch.name, launch.region, is_created=True))
             return job
         if launch.is_created:
-            gone = JobGoneError(launch.name)
-            self._bury(gone)
-            raise gone
-        # The request never arrived.
-        self.launch_file.clear(launch.name)
+            raise JobGoneError(launch.name)
+        # Its request did not arrive, or not yet: it is sent again under its name, of which there is one job at most.
         return None
 
     def _started(self, role_arn: str) -> Job:
@@ -216,7 +215,8 @@ class _Task:
                 context=self.context,
                 environment=record_variables(self.tracker.tracking_uri),
             )
-        name = _name(self.config, self.launch_file.path.stem.rpartition("-")[2])
+        unconfirmed = self.launch_file.load()
+        name = unconfirmed.name if unconfirmed else _name(self.config, self.launch_file.path.stem.rpartition("-")[2])
         request = training_job_request(
             self.config,
             name=name,

@@ -24,9 +24,10 @@ from sagemaker_jobs.training.jobcontrol import (
     longest_s,
     send_job,
     settle_interrupt,
+    warned_of_job,
 )
 from sagemaker_jobs.training.jobinputs import prepare_inputs
-from sagemaker_jobs.training.launch import LaunchFile, job_name
+from sagemaker_jobs.training.launch import Launch, LaunchFile, job_name
 from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import CHANNEL
 
@@ -54,11 +55,12 @@ def compute_features(
     scope = f"{splits.fingerprint} {tracker.tracking_uri} {aws.client('sagemaker').meta.endpoint_url}"
     launch_file = LaunchFile.of(context.project_dir, _VERB, wanted, scope=scope)
     try:
-        with launch_file.locked():
-            job = _found(launch_file, storage)
-            if job is None:
-                job = _start(wanted, context, tracker, parent, storage, splits, launch_file, role_arn=role_arn)
-        job = follow_job(aws, job["TrainingJobName"], timeout_s=longest_s(job))
+        with warned_of_job(launch_file, command=render_command(context.argv)):
+            with launch_file.locked():
+                job = _found(launch_file, storage)
+                if job is None:
+                    job = _start(wanted, context, tracker, parent, storage, splits, launch_file, role_arn=role_arn)
+            job = follow_job(aws, job["TrainingJobName"], timeout_s=longest_s(job))
     except KeyboardInterrupt as interrupt:
         ended = settle_interrupt(
             aws,
@@ -99,9 +101,13 @@ def _found(launch_file: LaunchFile, storage: Storage) -> Job | None:
     if launch is None:
         return None
     job = describe_job(storage.aws, launch.name)
+    if job is None and not launch.is_created:
+        # Its request did not arrive, or not yet: it is sent again under its name, of which there is one job at most.
+        return None
     if job is None or (job["TrainingJobStatus"] == "Completed" and not _tables_are_there(job, storage)):
         launch_file.clear(launch.name)
         return None
+    launch_file.save(Launch(launch.name, launch.region, is_created=True))
     logger.info("the job %s computes the features, or has (%s)", launch.name, job["TrainingJobStatus"])
     return job
 
@@ -125,8 +131,8 @@ def _start(
         context=context,
         environment=record_variables(tracker.tracking_uri, parent),
     )
-    key = launch_file.path.stem.rpartition("-")[2]
-    name = job_name(config, _VERB, key=key, at=datetime.now(UTC))
+    unconfirmed, key = launch_file.load(), launch_file.path.stem.rpartition("-")[2]
+    name = unconfirmed.name if unconfirmed else job_name(config, _VERB, key=key, at=datetime.now(UTC))
     request = training_job_request(
         config,
         name=name,

@@ -47,6 +47,8 @@ class SearchFollower:
     storage: Storage
     records: dict[int, TrialRecord] = field(default_factory=dict)
     """Of the trials that were brought home, by number."""
+    has_ended: bool = False
+    """Whether the tuning job was seen to have ended, deleted included: nothing of it is paid for any more."""
     _seen: set[int] = field(default_factory=set)
 
     def follow(self, display: SearchDisplay) -> Job:
@@ -57,6 +59,7 @@ class SearchFollower:
 
         def look() -> Job:
             description = describe_tuning_job(self.aws, self.name)
+            self.has_ended = description is None or description["HyperParameterTuningJobStatus"] in ENDED
             if description is None:
                 raise TuningJobGoneError(self.name)
             # Listed after it was described: where that said it has ended, all its jobs are here.

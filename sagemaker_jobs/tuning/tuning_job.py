@@ -49,7 +49,13 @@ from sagemaker_jobs.tuning.featurechannel import (
 from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
-from sagemaker_jobs.tuning.tuningstatus import check_space, describe_tuning_job, send_tuning_job, settle_tuning_job
+from sagemaker_jobs.tuning.tuningstatus import (
+    check_space,
+    describe_tuning_job,
+    send_tuning_job,
+    settle_tuning_job,
+    warn_of_search,
+)
 from sagemaker_jobs.tuning.warmstart import Source
 
 logger = logging.getLogger(__name__)
@@ -142,12 +148,13 @@ class _Search:
             self._refuse_deleted(name, found)
             storage = Storage.open(self.aws, config.sagemaker)
             follower = SearchFollower(self.aws, name, config, self.tracker, parent, storage)
-            with self.spans.span("features"):
-                config, channels, is_cached = self._features(config, parent, storage, found, role_arn)
-            with self.spans.span("search"), self._asked_on_interrupt(follower):
-                if found is None:
-                    self._start(name, config, parent, storage, channels=channels, role_arn=role_arn)
-                result = self._follow(follower)
+            with self._told_of_what_goes_on(follower, found):
+                with self.spans.span("features"):
+                    config, channels, is_cached = self._features(config, parent, storage, found, role_arn)
+                with self.spans.span("search"):
+                    if found is None:
+                        self._start(name, config, parent, storage, channels=channels, role_arn=role_arn)
+                    result = self._follow(follower)
             summary = finish_search(
                 config, result, bench=self.bench, tracker=self.tracker, parent=parent, spans=self.spans
             )
@@ -270,17 +277,25 @@ class _Search:
         )
 
     @contextmanager
-    def _asked_on_interrupt(self, follower: SearchFollower) -> Iterator[None]:
+    def _told_of_what_goes_on(self, follower: SearchFollower, found: Job | None) -> Iterator[None]:
         """What becomes of a tuning job that runs when the command is cut off: asked, done or told, and never silent."""
+        command = render_command(self.context.argv)
         try:
             yield
         except KeyboardInterrupt as interrupt:
             # SIGTERM arrives as an interrupt that says so; nobody sits there to answer.
             question = None if interrupt.args else self.question
-            command = render_command(self.context.argv)
-            if settle_tuning_job(self.aws, follower.name, self.launch_file, question=question, command=command):
+            if found is None and self.launch_file.load() is None:
+                logger.warning("No tuning job was started.")
+            elif settle_tuning_job(self.aws, follower.name, question=question, command=command):
                 with self._display(follower.config) as display:
                     follower.follow(display)
+            raise
+        except BaseException:
+            launch = self.launch_file.load()
+            if not follower.has_ended and (found is not None or launch is not None):
+                is_sure = found is not None or (launch is not None and launch.is_created)
+                warn_of_search(self.aws, follower.name, command=command, is_sure=is_sure)
             raise
 
 

@@ -10,8 +10,17 @@ from botocore.exceptions import ClientError
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.warmstart import parse_value
-from sagemaker_jobs.client import Aws, is_absent, wait_until
-from sagemaker_jobs.training.jobcontrol import ENDED, INTERVAL_S, LOCAL_INTERVAL_S, STOP_TIMEOUT_S, Question, is_yes
+from sagemaker_jobs.client import Aws, is_absent, is_refusal, wait_until
+from sagemaker_jobs.training.jobcontrol import (
+    ENDED,
+    GOES_ON,
+    INTERVAL_S,
+    LOCAL_INTERVAL_S,
+    MAY_GO_ON,
+    STOP_TIMEOUT_S,
+    Question,
+    is_yes,
+)
 from sagemaker_jobs.training.launch import Launch, LaunchFile
 
 logger = logging.getLogger(__name__)
@@ -65,12 +74,17 @@ def stop_tuning_job(aws: Aws, name: str) -> None:
 def send_tuning_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFile) -> None:
     """Creates the tuning job; its name is written down before, so that whatever happens then, it is found again.
 
-    Raises CloudError where SageMaker refused; a lost answer is no refusal where the tuning job is there.
+    Raises CloudError where SageMaker refused; a lost answer is no refusal where the tuning job is there. Where it is
+    not to be seen, it may be so later: the name stays written down, and is sent again.
     """
     name = request["HyperParameterTuningJobName"]
     launch_file.save(Launch(name, aws.region))
     try:
         aws.create("CreateHyperParameterTuningJob", request, doing=f"start the tuning job {name}")
+    except ConfigError:
+        # Refused here, and never sent.
+        launch_file.clear(name)
+        raise
     except CloudError as refusal:
         try:
             is_there = describe_tuning_job(aws, name) is not None
@@ -78,43 +92,59 @@ def send_tuning_job(aws: Aws, request: Mapping[str, Any], launch_file: LaunchFil
             # Neither is known now. The launch file stays, and the next command looks before it sends anything.
             raise refusal from None
         if not is_there:
-            launch_file.clear(name)
+            if is_refusal(refusal):
+                launch_file.clear(name)
             raise
         logger.info("the answer was lost, the tuning job %s is there", name)
     launch_file.save(Launch(name, aws.region, is_created=True))
 
 
-def settle_tuning_job(aws: Aws, name: str, launch_file: LaunchFile, *, question: Question | None, command: str) -> bool:
+def settle_tuning_job(aws: Aws, name: str, *, question: Question | None, command: str) -> bool:
     """What becomes of the tuning job after Ctrl-C: stopped where the answer is yes; whether it has ended.
 
-    Where it goes on, the log says so, that it is paid for, and how to come back to it.
+    Where it goes on, the log says so, that it is paid for, and how to come back to it. So it does where that cannot be
+    learnt: AWS is away, or the request was on its way, and after Ctrl-C once more.
     """
-    description = describe_tuning_job(aws, name)
-    if description is None:
-        launch_file.clear(name)
-        logger.warning("No tuning job was started.")
-        return False
-    if description["HyperParameterTuningJobStatus"] in ENDED:
-        return True
-    asked = f"Stop the tuning job {name} and its running jobs? They are paid for while they run."
-    if question is not None and is_yes(question, asked):
-        stop_tuning_job(aws, name)
-        wait_until(
-            lambda: describe_tuning_job(aws, name),
-            lambda seen: seen is None or seen["HyperParameterTuningJobStatus"] in ENDED,
-            what=f"the end of the tuning job {name}",
-            timeout_s=STOP_TIMEOUT_S,
-            interval_s=LOCAL_INTERVAL_S if aws.is_local else INTERVAL_S,
-            clock=aws.clock,
-        )
-        logger.warning("The tuning job %s is stopped. To go on with its completed trials: %s", name, command)
-        return True
-    logger.warning(
-        "The tuning job %s goes on and is paid for. To come back to it: %s. To stop it: aws sagemaker "
-        "stop-hyper-parameter-tuning-job --region %s --hyper-parameter-tuning-job-name %s",
-        *(name, command, aws.region, name),
-    )
+    is_sure = False
+    try:
+        with aws.hurried() as hurried:
+            description = describe_tuning_job(hurried, name)
+            if description is not None and description["HyperParameterTuningJobStatus"] in ENDED:
+                return True
+            is_sure = description is not None
+            asked = f"Stop the tuning job {name} and its running jobs? They are paid for while they run."
+            if description is not None and question is not None and is_yes(question, asked):
+                is_sure = False
+                stop_tuning_job(hurried, name)
+                _wait_stopped(aws, name)
+                logger.warning("The tuning job %s is stopped. To go on with its completed trials: %s", name, command)
+                return True
+    except CloudError as error:
+        logger.warning("%s", error)
+    except KeyboardInterrupt:
+        logger.warning("interrupted once more")
+    warn_of_search(aws, name, command=command, is_sure=is_sure)
     return False
+
+
+def warn_of_search(aws: Aws, name: str, *, command: str, is_sure: bool) -> None:
+    """That it costs money, how to come back to it, and how to stop it."""
+    logger.warning(
+        "The tuning job %s %s. To come back to it: %s. To stop it: aws sagemaker stop-hyper-parameter-tuning-job "
+        "--region %s --hyper-parameter-tuning-job-name %s",
+        *(name, GOES_ON if is_sure else MAY_GO_ON, command, aws.region, name),
+    )
+
+
+def _wait_stopped(aws: Aws, name: str) -> None:
+    wait_until(
+        lambda: describe_tuning_job(aws, name),
+        lambda seen: seen is None or seen["HyperParameterTuningJobStatus"] in ENDED,
+        what=f"the end of the tuning job {name}",
+        timeout_s=STOP_TIMEOUT_S,
+        interval_s=LOCAL_INTERVAL_S if aws.is_local else INTERVAL_S,
+        clock=aws.clock,
+    )
 
 
 def check_space(config: ExperimentConfig, tuning_job: Mapping[str, Any]) -> None:

@@ -524,6 +524,33 @@ def test_ctrl_c_while_the_job_is_being_created_finds_it_all_the_same(
     assert len(project.questions) == 1
 
 
+def test_ctrl_c_before_the_request_arrived_is_followed_by_one_job_of_that_name(
+    project: Project,
+    sagemaker: Any,
+    job_runs: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    job_runs(FAILS)
+    with monkeypatch.context() as patched:
+        patched.setattr(Aws, "create", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            project.train(answer=True)
+    assert "may go on, and is paid for then" in caplog.messages[-1]
+    assert not jobs_of(sagemaker, project)
+    assert not project.questions
+    (record,) = project.records()
+    name = json.loads(record.read_text())["name"]
+
+    with pytest.raises(CloudError, match="no dog in sight"):
+        project.train()
+    assert [job["TrainingJobName"] for job in jobs_of(sagemaker, project)] == [name]
+    assert project.records() == []
+
+
 def test_lost_answer_to_create_starts_no_second_job(
     project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
 ) -> None:
@@ -535,14 +562,16 @@ def test_lost_answer_to_create_starts_no_second_job(
     assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
 
 
-def test_throttled_create_is_sent_again_and_a_refusal_leaves_nothing(
+def test_throttled_create_is_sent_again_and_starts_one_job(
     project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
 ) -> None:
     job_runs(FAILS)
     server.faults.throttle("CreateTrainingJob", times=20)
     with pytest.raises(CloudError, match="ThrottlingException"):
         project.train(patience_s=1)
-    assert jobs_of(sagemaker, project) == project.runs() == project.records() == []
+    assert jobs_of(sagemaker, project) == project.runs() == []
+    # An answer to an earlier try of the request may have been lost.
+    assert len(project.records()) == 1
 
     server.faults.clear()
     server.faults.throttle("CreateTrainingJob")
@@ -553,7 +582,11 @@ def test_throttled_create_is_sent_again_and_a_refusal_leaves_nothing(
 
 
 def test_expired_token_says_so_and_the_same_command_goes_on_with_the_job(
-    project: Project, server: LocalSageMaker, sagemaker: Any, job_runs: Callable[[str], None]
+    project: Project,
+    server: LocalSageMaker,
+    sagemaker: Any,
+    job_runs: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     job_runs(WAITS)
 
@@ -567,6 +600,7 @@ def test_expired_token_says_so_and_the_same_command_goes_on_with_the_job(
     (job,) = jobs_of(sagemaker, project)
     assert job["TrainingJobStatus"] == "InProgress"
     assert len(project.records()) == 1
+    assert f"{job['TrainingJobName']} goes on and is paid for" in caplog.messages[-1]
 
     sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
     with pytest.raises(CloudError, match="somebody stopped it"):

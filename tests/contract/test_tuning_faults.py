@@ -235,11 +235,11 @@ def test_stopped_after_a_question_comes_home_as_interrupted(bench: Bench, caplog
     bench.wait(lambda job: job["TrainingJobStatusCounters"]["InProgress"] > 0)
     with bench.aws() as aws:
         settle = {"command": "dogbreed tune"}
-        assert not settle_tuning_job(aws, bench.name, bench.launch_file, question=None, **settle)
+        assert not settle_tuning_job(aws, bench.name, question=None, **settle)
         assert bench.status() == "InProgress"
         assert "goes on and is paid for" in caplog.text
         assert "stop-hyper-parameter-tuning-job" in caplog.text
-        assert settle_tuning_job(aws, bench.name, bench.launch_file, question=lambda _: True, **settle)
+        assert settle_tuning_job(aws, bench.name, question=lambda _: True, **settle)
     assert bench.status() == "Stopped"
     records, children = bench.follow()
     assert records == {}
@@ -248,14 +248,12 @@ def test_stopped_after_a_question_comes_home_as_interrupted(bench: Bench, caplog
     assert bench.launch_file.load() is not None
 
 
-def test_interrupt_before_the_request_arrived_leaves_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_interrupt_before_the_request_arrived_leaves_its_name(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.launch_file.save(Launch(bench.name, "us-west-2"))
     with bench.aws() as aws:
-        command = "dogbreed tune"
-        settled = settle_tuning_job(aws, bench.name, bench.launch_file, question=lambda _: True, command=command)
-    assert not settled
-    assert bench.launch_file.load() is None
-    assert "No tuning job was started." in caplog.text
+        assert not settle_tuning_job(aws, bench.name, question=lambda _: True, command="dogbreed tune")
+    assert bench.launch_file.load() == Launch(bench.name, "us-west-2")
+    assert f"The tuning job {bench.name} may go on, and is paid for then" in caplog.text
 
 
 def test_attaching_with_another_search_is_refused_before_anything_is_recorded(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.breeds import clean_breed_name
-from dogbreed_ml.errors import CloudError, ConfigError, SearchError
+from dogbreed_ml.errors import CloudError, ConfigError, SearchError, TrackingError
 from dogbreed_ml.pipeline import tune as optuna_search
 from dogbreed_ml.progress import Advance, Progress
 from dogbreed_ml.summaries import TuneSummary
@@ -389,6 +390,40 @@ def test_feature_job_after_ctrl_c_goes_on_or_is_stopped(
     with pytest.raises(CloudError, match="no dog in sight"):
         feature_jobs.tune()
     assert len(feature_jobs.names()) == 2
+
+
+def test_feature_job_that_was_on_its_way_is_sent_again_under_its_name(
+    feature_jobs: FeatureJobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise CloudError("no answer")
+
+    feature_jobs.script = FAILS
+    with monkeypatch.context() as patched:
+        patched.setattr(Aws, "create", away)
+        with pytest.raises(CloudError, match="no answer"):
+            feature_jobs.tune()
+    assert feature_jobs.names() == []
+    (name,) = re.findall(r"The training job (\S+) may go on, and is paid for then", caplog.text)
+    with pytest.raises(CloudError, match="no dog in sight"):
+        feature_jobs.tune()
+    assert feature_jobs.names() == [name]
+
+
+def test_search_whose_store_is_away_says_that_its_job_goes_on(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise TrackingError("no store")
+
+    monkeypatch.setattr(jobinputs, "build_source", lambda _, __, target, **___: write_source(target, WAITS))
+    monkeypatch.setattr(searchfollower.SearchFollower, "bring_home", away)
+    before = set(caller.tuning_jobs())
+    with pytest.raises(TrackingError):
+        caller.tune()
+    (name,) = set(caller.tuning_jobs()) - before
+    assert f"The tuning job {name} goes on and is paid for. To come back to it: dogbreed tune." in caplog.text
+    caller.server.tuning.stop_hyper_parameter_tuning_job({"HyperParameterTuningJobName": name})
 
 
 def test_feature_job_deleted_behind_our_back_is_told_of_and_made_anew(feature_jobs: FeatureJobs) -> None:
