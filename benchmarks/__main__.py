@@ -25,7 +25,7 @@ from dogbreed_ml.errors import DogbreedError
 logger = logging.getLogger("benchmarks")
 
 DEFAULT_NAMES = (
-    *("search", "features", "agreement", "trials", "memory", "profiling", "serving", "gpu"),
+    *("search", "features", "agreement", "trials", "memory", "profiling", "recording", "serving", "gpu"),
     *("local_training", "local_tuning", "local_invoke", "endpoint_update"),
 )
 ALL_NAMES = (*DEFAULT_NAMES, "accuracy")
@@ -39,6 +39,7 @@ measurements (minutes on two cores):
   trials     the cost of one more trial around trials 10, 100 and 500 (3)
   memory     peak anonymous memory for 1,000 and 6,000 photographs (5)
   profiling  trainings with the profiler's collectors and without; what saving tensors adds (2)
+  recording  1,000,000 samples read, judged and made into a report; the peak of memory (1)
   serving    our server beside mlflow models serve, LitServe and the bare loop, 1 to 32 clients (12)
   gpu        the feature pass on a GPU and what holds it back
   local_training, local_tuning, local_invoke  what the local SageMaker adds to a job, a tuning job, an invocation (3)
