@@ -6,6 +6,7 @@ mistakes are told in AWS's words.
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Sh
 
 _INTEGERS = ("integer", "long")
 _REQUIRED = "Member must not be null"
+# Variables of a job and what a script is given: whatever a user's secrets are, they are there. Their names are not.
+_SECRET = re.compile(r"(^|\.)(environment|hyperParameters|staticHyperParameters)(\.|$)")
 
 
 class WrongTypeError(TypeError):
@@ -176,6 +179,8 @@ def _join(path: str, name: str) -> str:
 
 def _render(value: Any, path: str, constraint: str) -> str:
     said = "Value null" if value is None else f"Value '{value}'"
+    if value is not None and (match := _SECRET.search(path)) and (match[3] or isinstance(value, Mapping)):
+        said = "Value (not shown)"
     return f"{said} at '{path}' failed to satisfy constraint: {constraint}"
 
 

@@ -1,7 +1,6 @@
 """What a training job finds around it: SageMaker's variables and folders, read once."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from dogbreed_ml.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 TRACKING_URI, PARENT_RUN_ID, EXPERIMENT_ID = "DOGBREED_TRACKING_URI", "DOGBREED_PARENT_RUN_ID", "DOGBREED_EXPERIMENT_ID"
 """The variables by which the caller says where the record goes."""
@@ -94,18 +91,25 @@ def record_variables(tracking_uri: str, parent: _Parent | None = None) -> dict[s
     """A job's variables for writing its run live; none where it cannot, so that it writes a bundle instead.
 
     Only a store behind http(s) and SageMaker's managed MLflow can be reached from a job. Whoever may describe the job
-    reads its variables, so an address with a password in it is never among them.
+    reads its variables, so an address with a login in it is ConfigError.
     """
     is_http = tracking_uri.startswith(("http://", "https://"))
     if not is_http and not (tracking_uri.startswith("arn:") and ":sagemaker:" in tracking_uri):
         return {}
-    if is_http and urlsplit(tracking_uri).password is not None:
-        logger.warning(
-            "MLFLOW_TRACKING_URI holds a password, which would be readable in the job's description; the job's record "
-            "comes home in its output instead of live."
-        )
-        return {}
+    if is_http:
+        _refuse_login(tracking_uri)
     variables = {TRACKING_URI: tracking_uri}
     if parent is not None:
         variables |= {PARENT_RUN_ID: parent.run_id, EXPERIMENT_ID: parent.experiment_id}
     return variables
+
+
+def _refuse_login(tracking_uri: str) -> None:
+    parts = urlsplit(tracking_uri)
+    host = parts.netloc.rpartition("@")[2]
+    if parts.netloc != host or parts.query:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI must hold no user, password, token or query where a job is to write to it, since "
+            f"whoever may describe the job reads it, got such an address of {parts.scheme}://{host}; give the address "
+            "alone, and log in by MLFLOW_TRACKING_TOKEN, which a job has from sagemaker.environment."
+        )

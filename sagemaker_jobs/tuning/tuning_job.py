@@ -135,6 +135,9 @@ class _Search:
 
     def run(self, attach: str | None) -> TuneSummary:
         name, found = self._found(attach)
+        if found is None:
+            # What a job may not be handed is refused before anything is computed or recorded.
+            record_variables(self.tracker.tracking_uri)
         parent_run_id = self._parent_run_id(name, is_attached=attach is not None)
         config = self.source.narrowed(self.config, self.tracker)
         role_arn = self.aws.execution_role(config.sagemaker)

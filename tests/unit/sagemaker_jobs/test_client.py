@@ -158,6 +158,29 @@ def test_check_names_every_mistake_of_a_request() -> None:
     check("StopTrainingJob", {"TrainingJobName": "dogs"})
 
 
+@pytest.mark.parametrize(
+    ("operation", "member"),
+    [
+        ("CreateTrainingJob", {"Environment": {"TOKEN": "hush" * 200}}),
+        ("CreateTrainingJob", {"Environment": {f"TOKEN_{number}": "hush" for number in range(200)}}),
+        ("CreateTrainingJob", {"HyperParameters": {"token": "hush" * 1000}}),
+        ("CreateHyperParameterTuningJob", {"TrainingJobDefinition": {"StaticHyperParameters": {"a": "hush" * 1000}}}),
+        ("CreateHyperParameterTuningJob", {"TrainingJobDefinition": {"Environment": {"TOKEN": "hush" * 200}}}),
+        ("CreateModel", {"PrimaryContainer": {"Environment": {"TOKEN": "hush" * 9000}}}),
+    ],
+)
+def test_check_shows_no_value_that_may_be_a_secret(operation: str, member: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"Value \(not shown\) at '\S*(nviron|yperParam)") as refused:
+        check(operation, member)
+    assert "hush" not in str(refused.value)
+
+
+def test_check_names_a_variable_with_a_bad_name() -> None:
+    with pytest.raises(ConfigError, match="Value 'MY-TOKEN' at 'environment'") as refused:
+        check("CreateTrainingJob", {"Environment": {"MY-TOKEN": "hush"}})
+    assert "hush" not in str(refused.value)
+
+
 def test_open_asks_for_a_region_and_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configured_region(SagemakerConfig()) == "us-east-1"
     assert configured_region(SagemakerConfig(region="eu-west-1")) == "eu-west-1"

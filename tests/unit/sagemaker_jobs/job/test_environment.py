@@ -1,7 +1,6 @@
 """What a job reads of its surroundings, and what the caller tells it."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,11 @@ def test_outside_a_job_the_missing_variable_is_named() -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["https://mlflow.example", "http://user@mlflow.example", "arn:aws:sagemaker:us-east-1:1:mlflow-tracking-server/a"],
+    [
+        "https://mlflow.example",
+        "http://mlflow.example:5000/mlflow",
+        "arn:aws:sagemaker:us-east-1:1:mlflow-tracking-server/a",
+    ],
 )
 def test_record_goes_to_a_store_that_a_job_can_reach(uri: str) -> None:
     variables = record_variables(uri, PARENT)
@@ -56,8 +59,18 @@ def test_database_of_this_machine_is_none_of_a_jobs() -> None:
     assert record_variables("sqlite:////home/me/mlflow.db", PARENT) == {}
 
 
-def test_password_never_becomes_a_variable_of_a_job(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert record_variables("https://me:hush@mlflow.example", PARENT) == {}
-    assert "holds a password" in caplog.text
-    assert "hush" not in caplog.text
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:hush@mlflow.example",
+        "https://hush@mlflow.example/mlflow",
+        "http://:hush@mlflow.example:5000",
+        "https://mlflow.example/?api_key=hush",
+    ],
+)
+def test_login_in_an_address_never_becomes_a_variable_of_a_job(uri: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI must hold no user, password, token or query") as refused:
+        record_variables(uri, PARENT)
+    assert "hush" not in str(refused.value)
+    assert "mlflow.example" in str(refused.value)
+    assert "MLFLOW_TRACKING_TOKEN" in str(refused.value)
