@@ -19,6 +19,7 @@ from serving import draw_photograph, save_tiny_checkpoint
 from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.config import ExperimentConfig, TrackingConfig
 from dogbreed_ml.context import Context
+from dogbreed_ml.deployments import DeploymentEvent, list_events
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import VERDICT_TAG
 from dogbreed_ml.policies import DeployConfig
@@ -26,9 +27,10 @@ from dogbreed_ml.pyfunc import log_model
 from dogbreed_ml.registry import load_version, register_challenger, set_version_tags
 from dogbreed_ml.serve import Predictor
 from dogbreed_ml.tracking import Tracker
-from sagemaker_jobs.endpoints import deployment
+from sagemaker_jobs.client import Aws
+from sagemaker_jobs.endpoints import deployment, endpoint
+from sagemaker_jobs.endpoints.deployed import Deployed
 from sagemaker_jobs.endpoints.guard_requests import scaling_resource
-from sagemaker_jobs.endpoints.rollout import Deployed
 from sagemaker_jobs.local.hosting import HostingSettings
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
 
@@ -83,6 +85,14 @@ class Project:
 
     def tracker(self) -> Tracker:
         return Tracker.open(project_dir=self.context.project_dir, config=CONFIG.tracking)
+
+    def events(self) -> list[DeploymentEvent]:
+        with self.tracker() as tracker:
+            return list_events(tracker, MODEL)
+
+    def told(self) -> list[tuple[str, int, str]]:
+        """Action, version and outcome of each event."""
+        return [(each.action, each.version, each.outcome) for each in self.events()]
 
     def version_of(self, answer: bytes) -> int:
         """Which version gave the answer to REX."""
@@ -151,6 +161,18 @@ def use_light_archives(monkeypatch: pytest.MonkeyPatch, **code_by_version: str) 
         return target
 
     monkeypatch.setattr(deployment, "build_archive", build)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Ctrl-C as soon as the endpoint is waited for."""
+    wait = endpoint.wait_settled
+
+    def interrupted(aws: Aws, waited_for: str, **options: Any) -> Any:
+        if waited_for == name:
+            raise KeyboardInterrupt
+        return wait(aws, waited_for, **options)
+
+    monkeypatch.setattr(endpoint, "wait_settled", interrupted)
 
 
 class Account:

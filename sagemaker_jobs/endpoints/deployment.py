@@ -15,11 +15,12 @@ from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
 from dogbreed_ml.provenance import user_name
 from sagemaker_jobs.client import Aws
+from sagemaker_jobs.endpoints.deployed import Deployed
 from sagemaker_jobs.endpoints.endpoint_request import EndpointPlan, Place, endpoint_name, endpoint_plan
 from sagemaker_jobs.endpoints.leases import Lease, parse_term, render_end
 from sagemaker_jobs.endpoints.model_archive import Origin, build_model_archive, read_examples
 from sagemaker_jobs.endpoints.removal import remove_replaced
-from sagemaker_jobs.endpoints.rollout import Deployed, Rollout
+from sagemaker_jobs.endpoints.rollout import Rollout
 from sagemaker_jobs.endpoints.store import opened_store
 from sagemaker_jobs.pricing import find_price
 from sagemaker_jobs.storage import Storage, file_digest

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 Description = dict[str, Any]
 
-IN_SERVICE, FAILED = "InService", "Failed"
-_UNDER_WAY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+IN_SERVICE, FAILED, CREATING, DELETING = "InService", "Failed", "Creating", "Deleting"
+_UNDER_WAY = (CREATING, "Updating", "SystemUpdating", "RollingBack", DELETING)
 _POLL_S, _LOCAL_POLL_S = 10.0, 0.2
 
 
@@ -40,13 +40,23 @@ def ensure_parts(aws: Aws, plan: EndpointPlan, *, for_smoke: bool = False) -> No
     _ensure(aws, "CreateEndpointConfig", config, lambda: describe_config(aws, config["EndpointConfigName"]))
 
 
-def create(aws: Aws, request: Mapping[str, Any]) -> None:
-    """Asks for a new endpoint, which is there at once and serves later."""
-    _ensure(aws, "CreateEndpoint", request, lambda: describe(aws, request["EndpointName"]))
+def create(aws: Aws, request: Mapping[str, Any]) -> bool:
+    """Asks for a new endpoint, which is there at once and serves later; False where there is one already."""
+    return _ensure(aws, "CreateEndpoint", request, lambda: describe(aws, request["EndpointName"]))
 
 
 def update(aws: Aws, request: Mapping[str, Any]) -> None:
-    aws.create("UpdateEndpoint", request, doing=f"update the endpoint {request['EndpointName']}")
+    """Asks for the change. Where the answer was lost, what happens to the endpoint tells that it was asked for."""
+    name = request["EndpointName"]
+    try:
+        aws.create("UpdateEndpoint", request, doing=f"update the endpoint {name}")
+    except CloudError as error:
+        found = describe(aws, name) if isinstance(error.__cause__, BotoCoreError | ClientError) else None
+        if found is None or found["EndpointStatus"] == IN_SERVICE:
+            raise
+        if pending_config(found) not in (None, request["EndpointConfigName"]):
+            raise
+        logger.debug("UpdateEndpoint was answered with an error, and was done: %s", error)
 
 
 def wait_settled(aws: Aws, name: str, *, timeout_s: float) -> Description:
@@ -97,14 +107,8 @@ def delete(aws: Aws, name: str, *, timeout_s: float) -> bool:
     found = describe(aws, name)
     if found is None:
         return False
-    try:
-        aws.create("DeleteEndpoint", {"EndpointName": name}, doing=f"delete the endpoint {name}")
-    except CloudError as error:
-        if "in-progress" not in str(error):
-            raise
-        logger.info("%s is %s, and can be deleted only after that", name, found["EndpointStatus"])
-        wait_settled(aws, name, timeout_s=timeout_s)
-        aws.create("DeleteEndpoint", {"EndpointName": name}, doing=f"delete the endpoint {name}")
+    if found["EndpointStatus"] != DELETING:
+        _send_deletion(aws, found, timeout_s=timeout_s)
     wait_until(
         lambda: describe(aws, name),
         lambda seen: seen is None,
@@ -114,6 +118,18 @@ def delete(aws: Aws, name: str, *, timeout_s: float) -> bool:
         clock=aws.clock,
     )
     return True
+
+
+def _send_deletion(aws: Aws, found: Description, *, timeout_s: float) -> None:
+    name = found["EndpointName"]
+    try:
+        aws.create("DeleteEndpoint", {"EndpointName": name}, doing=f"delete the endpoint {name}")
+    except CloudError as error:
+        if "in-progress" not in str(error):
+            raise
+        logger.info("%s is %s, and can be deleted only after that", name, found["EndpointStatus"])
+        wait_settled(aws, name, timeout_s=timeout_s)
+        aws.create("DeleteEndpoint", {"EndpointName": name}, doing=f"delete the endpoint {name}")
 
 
 def delete_part(aws: Aws, operation: str, request: Mapping[str, str]) -> None:
@@ -166,13 +182,14 @@ def _describe(aws: Aws, kind: str, name: str) -> Description | None:
     return aws.ask(ask, doing=f"describe {kind.replace('_', ' ')} {name}")
 
 
-def _ensure(aws: Aws, operation: str, request: Mapping[str, Any], look: Callable[[], Description | None]) -> None:
-    """Makes what is not there. Where the answer was lost, what is there afterwards tells that it was made."""
+def _ensure(aws: Aws, operation: str, request: Mapping[str, Any], look: Callable[[], Description | None]) -> bool:
+    """Makes what is not there; whether it did. Where the answer was lost, what is there afterwards tells so."""
     if look() is not None:
-        return
+        return False
     try:
         aws.create(operation, request, doing=f"make {operation.removeprefix('Create')} {next(iter(request.values()))}")
     except CloudError as error:
         if not isinstance(error.__cause__, BotoCoreError | ClientError) or look() is None:
             raise
         logger.debug("%s was answered with an error, and was done: %s", operation, cloud_error(error.__cause__, "ask"))
+    return True

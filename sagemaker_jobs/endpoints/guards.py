@@ -8,6 +8,14 @@ from botocore.exceptions import ClientError
 from sagemaker_jobs.client import Aws, cloud_error, translated
 from sagemaker_jobs.endpoints.guard_requests import VARIANT, alarm_names, scaling_resource
 
+Scaling = tuple[Mapping[str, Any], ...]
+"""RegisterScalableTarget, then each PutScalingPolicy."""
+
+_TARGET_MEMBERS = ("MinCapacity", "MaxCapacity", "SuspendedState")
+_POLICY_MEMBERS = (
+    "PolicyName", "PolicyType", "StepScalingPolicyConfiguration", "TargetTrackingScalingPolicyConfiguration",
+)  # fmt: skip
+
 
 def put_alarms(aws: Aws, alarms: Sequence[Mapping[str, Any]], *, tags: Sequence[Mapping[str, str]]) -> None:
     """Makes the alarms, or brings them to what they should be; CloudWatch keeps the state of those that exist."""
@@ -38,12 +46,27 @@ def delete_alarms(aws: Aws, endpoint: str) -> list[str]:
     return names
 
 
-def put_scaling(aws: Aws, requests: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
-    target, policy = requests
+def put_scaling(aws: Aws, requests: Scaling) -> None:
+    target, *policies = requests
     scaling = aws.client("application-autoscaling")
     with translated(f"register {target['ResourceId']} for scaling"):
         scaling.register_scalable_target(**target)
-        scaling.put_scaling_policy(**policy)
+        for policy in policies:
+            scaling.put_scaling_policy(**policy)
+
+
+def read_scaling(aws: Aws, endpoint: str) -> Scaling | None:
+    """How an endpoint is scaled, as `put_scaling` takes it; None where nothing scales it."""
+    resource, scaling = scaling_resource(endpoint), aws.client("application-autoscaling")
+    names = {**resource, "ResourceIds": [resource["ResourceId"]]}
+    del names["ResourceId"]
+    doing = f"look at the scaling of {endpoint}"
+    targets = aws.ask(lambda: scaling.describe_scalable_targets(**names)["ScalableTargets"], doing=doing)
+    if not targets:
+        return None
+    policies = aws.ask(lambda: scaling.describe_scaling_policies(**resource)["ScalingPolicies"], doing=doing)
+    target = {**resource, **{key: targets[0][key] for key in _TARGET_MEMBERS if key in targets[0]}}
+    return (target, *({**resource, **{key: each[key] for key in _POLICY_MEMBERS if key in each}} for each in policies))
 
 
 def remove_scaling(aws: Aws, endpoint: str) -> bool:

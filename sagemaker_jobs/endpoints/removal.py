@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import Action, EventRecord, mark_ended, recorded
-from dogbreed_ml.errors import ConfigError, TrackingError
+from dogbreed_ml.errors import CloudError, ConfigError, TrackingError
 from sagemaker_jobs.client import Aws, translated
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.endpoint_request import SMOKE_SUFFIX, name_stem
@@ -179,14 +179,48 @@ def _remove_archives(aws: Aws, uris: Iterable[str | None]) -> list[str]:
 
 
 def remove_replaced(aws: Aws, config_name: str) -> None:
-    """Deletes an endpoint config that is no longer in service, with its models and their archives."""
-    described = endpoints.describe_config(aws, config_name) or {}
-    models = [each["ModelName"] for each in described.get("ProductionVariants", ())]
+    """Deletes an endpoint config that is no longer in service, with what only it needed of models and archives.
+
+    Raises CloudError, and deletes nothing, where an endpoint of ours serves it or is about to.
+    """
+    described = endpoints.describe_config(aws, config_name)
+    lease = None if described is None else endpoints.read_lease(aws, described["EndpointConfigArn"])
+    if described is None or lease is None:
+        return
+    serving = _serving(aws, config_name)
+    if serving:
+        raise CloudError(f"The endpoint config {config_name} must not be deleted: {', '.join(serving)} serves it.")
     endpoints.delete_part(aws, "DeleteEndpointConfig", {"EndpointConfigName": config_name})
-    uris = [archive_uri(aws, each) for each in models]
-    for each in models:
+    # More instances of one version are another endpoint config of the same model.
+    needed = {
+        model
+        for each in _own_configs(aws, lease.endpoint)
+        for model in _models_of(endpoints.describe_config(aws, each))
+    }
+    unused = [each for each in _models_of(described) if each not in needed]
+    uris = [archive_uri(aws, each) for each in unused]
+    for each in unused:
         endpoints.delete_part(aws, "DeleteModel", {"ModelName": each})
     _remove_archives(aws, uris)
+
+
+def _serving(aws: Aws, config_name: str) -> list[str]:
+    """The endpoints of ours that have the endpoint config, or get it."""
+    ours = (
+        each["EndpointName"]
+        for each in endpoints.list_all(aws, "list_endpoints", "Endpoints")
+        if endpoints.read_lease(aws, each["EndpointArn"]) is not None
+    )
+    found = [described for name in ours if (described := endpoints.describe(aws, name)) is not None]
+    return [
+        str(each["EndpointName"])
+        for each in found
+        if config_name in (each["EndpointConfigName"], endpoints.pending_config(each))
+    ]
+
+
+def _models_of(described: endpoints.Description | None) -> list[str]:
+    return [str(each["ModelName"]) for each in (described or {}).get("ProductionVariants", ())]
 
 
 def archive_uri(aws: Aws, model_name: str) -> str | None:

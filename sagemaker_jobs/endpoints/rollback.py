@@ -1,17 +1,17 @@
 """`dogbreed rollback --endpoint NAME`: back to the endpoint config before, as the recorded events know it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.deployments import DeploymentEvent, list_events, mark_ended, mark_live, recorded, utc_now
+from dogbreed_ml.deployments import list_events, mark_ended, mark_live, recorded, utc_now
 from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.provenance import user_name
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.leases import Lease
+from sagemaker_jobs.endpoints.record import previous_config
 from sagemaker_jobs.endpoints.rollout import BACKEND
 from sagemaker_jobs.endpoints.store import opened_store
 
@@ -84,26 +84,6 @@ def rollback(
                 replaced_config=current,
                 run_id=event.run_id,
             )
-
-
-def previous_config(events: Sequence[DeploymentEvent], current: str) -> str | None:
-    """The endpoint config before the one in service; None where no event tells of one.
-
-    A rollback takes back what came after its target, so that two of them go two versions back, not there and back.
-    """
-    served: list[str] = []
-    for event in events:
-        if not event.is_done:
-            continue
-        if event.action in ("deploy", "delete", "reap"):
-            served = []
-        if event.action == "rollback" and event.endpoint_config in served:
-            del served[served.index(event.endpoint_config) + 1 :]
-        elif event.action in ("deploy", "update", "rollback") and event.endpoint_config:
-            served.append(event.endpoint_config)
-    if current in served:
-        served = served[: served.index(current)]
-    return served[-1] if served else None
 
 
 def _live(aws: Aws, name: str) -> tuple[endpoints.Description, Lease]:

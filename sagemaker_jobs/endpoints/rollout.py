@@ -1,8 +1,8 @@
 """`dogbreed deploy --target sagemaker`: a first endpoint, or an update that proves itself before it gets the traffic.
 
-A first endpoint has no callers yet: it is asked for the example images itself, and deleted where it fails. An update is
-tried on a short-lived endpoint NAME-smoke beside the one in service, then rolled out blue/green under alarms. Whatever
-ends it, the event's run says how far it came, and what may still be live.
+A first endpoint has no callers yet: it is asked for the example images itself, and deleted where it fails, by the
+command that made it. An update is tried on a short-lived endpoint NAME-smoke beside the one in service, then rolled out
+blue/green under alarms. Whatever ends it, the event's run says how far it came, and what may still be live.
 """
 
 import logging
@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dogbreed_ml.cloudconfig import HostingConfig
-from dogbreed_ml.deployments import EventRecord, mark_ended, mark_live, recorded
+from dogbreed_ml.deployments import Action, EventRecord, mark_ended, mark_live, recorded
 from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
+from sagemaker_jobs.endpoints.deployed import Deployed
 from sagemaker_jobs.endpoints.endpoint_request import SMOKE_SUFFIX, EndpointPlan
 from sagemaker_jobs.endpoints.guards import put_alarms, put_scaling, remove_scaling, ringing
 from sagemaker_jobs.endpoints.leases import Lease, render_end
 from sagemaker_jobs.endpoints.model_archive import Example
 from sagemaker_jobs.endpoints.smoke import Smoke, async_invoker, invoker, smoke_test
+from sagemaker_jobs.endpoints.standing import Standing
 from sagemaker_jobs.storage import Storage, split_uri
 
 if TYPE_CHECKING:
@@ -35,57 +37,6 @@ SMOKE_LEASE = timedelta(hours=1)
 
 BACKEND = "sagemaker"
 """What the version's tag says for the back end, which the container chooses when it starts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """An endpoint of SageMaker that serves a version."""
-
-    lease: Lease
-    action: str
-    """deploy, update, or `none` where it served this already."""
-    endpoint_config: str
-    replaced_config: str | None
-    smoke: str | None
-    run_id: str | None
-    """The event's run."""
-    is_settled: bool = True
-    """False where nobody waited for the end."""
-    console_url: str | None = None
-    price: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        lease = self.lease
-        return {
-            "name": lease.endpoint,
-            "target": "sagemaker",
-            "action": self.action,
-            "model": lease.model,
-            "version": int(lease.version),
-            "endpoint_config": self.endpoint_config,
-            "replaced_config": self.replaced_config,
-            "smoke": self.smoke,
-            "expires": lease.expires or None,
-            "is_settled": self.is_settled,
-            "price": self.price,
-            "url": self.console_url,
-            "run_id": self.run_id,
-        }
-
-    def render(self) -> str:
-        lease = self.lease
-        verb = {"none": "serves already", "deploy": "serves", "update": "serves"}[self.action]
-        lines = [f"{verb if self.is_settled else 'will serve'}  {lease.model} version {lease.version}"]
-        lines += [f"endpoint {lease.endpoint} with {self.endpoint_config}"]
-        lines += [f"before   {self.replaced_config}: `dogbreed rollback --endpoint {lease.endpoint}`"] * bool(
-            self.replaced_config
-        )
-        lines += [f"smoke    {self.smoke}"] * bool(self.smoke)
-        price = self.price or "unknown (sagemaker.prices_path may name prices)"
-        lines += [f"cost     {price}, until it is deleted: `dogbreed delete {lease.endpoint}`"]
-        lines += [f"until    {lease.expires}: then `dogbreed endpoints --reap` deletes it"] * bool(lease.expires_at)
-        lines += [f"console  {self.console_url}"] * bool(self.console_url)
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,67 +60,40 @@ class Rollout:
 
     def run(self) -> Deployed:
         """Raises CloudError with the cause, where the version is not live at the end."""
-        name = self.plan.name
-        found = endpoints.describe(self.aws, name)
-        if self.must_be_first and found is not None:
-            raise ConfigError(f"The endpoint {name} must not be there yet, and is; give another name, or update it.")
-        before = None if found is None else self._lease_of(found)
-        if found is not None and before is not None and self._serves_already(found, before):
-            return self._renew(found, before)
-        is_first = found is None or (before is not None and not before.smoke)
-        self._require_changeable(found, is_first=is_first)
-        replaced = None if found is None or is_first else str(found["EndpointConfigName"])
+        before = Standing.of(self.aws, self.tracker, self.plan)
+        is_first = before is None or before.is_first
+        if self.must_be_first and not is_first:
+            raise ConfigError(
+                f"The endpoint {self.plan.name} must not be there yet, and is; give another name, or update it."
+            )
+        if before is not None and before.is_settled:
+            return self._renew(before)
+        if before is not None:
+            before.require_changeable()
+        action: Action = "deploy" if is_first else "update"
+        replaced = None if before is None or is_first else before.replaced
         with recorded(
-            self.tracker,
-            "deploy" if is_first else "update",
-            target="sagemaker",
-            endpoint=name,
-            version=self.version,
-            why=self.why,
+            self.tracker, action, target="sagemaker", endpoint=self.plan.name, version=self.version, why=self.why
         ) as event:
             event.note(endpoint_config=self.plan.config_name, replaced_config=replaced, backend=BACKEND)
             self._prepare()
-            smoke = self._create(event) if is_first else self._update(event, found or {})
-            lease = self._settle(None if is_first else before) if self.waits else self.plan.lease
-            made = self._deployed(
-                "deploy" if is_first else "update", replaced=replaced, smoke=smoke, run_id=event.run_id
-            )
+            if before is None or is_first:
+                smoke = self._create(event, is_new=before is None)
+            else:
+                smoke = self._update(event, before)
+            lease = self._settle(before) if self.waits else self._promised(before)
+            made = self._deployed(action, replaced=replaced, smoke=smoke, run_id=event.run_id)
             return replace(made, lease=lease)
 
-    # What is there already ----------------------------------------------------------------------------------------
-
-    def _lease_of(self, found: endpoints.Description) -> Lease:
-        lease = endpoints.read_lease(self.aws, found["EndpointArn"])
-        if lease is None:
-            raise CloudError(
-                f"The endpoint {self.plan.name} must be one that this project deployed, and has none of its tags; give "
-                f"another --endpoint."
-            )
-        return lease
-
-    def _serves_already(self, found: endpoints.Description, before: Lease) -> bool:
-        is_same = found["EndpointConfigName"] == self.plan.config_name and before.version == self.plan.lease.version
-        return found["EndpointStatus"] == endpoints.IN_SERVICE and is_same and bool(before.smoke)
-
-    def _renew(self, found: endpoints.Description, before: Lease) -> Deployed:
-        lease = replace(before, expires=self.plan.lease.expires or before.expires)
-        if lease != before:
-            endpoints.write_lease(self.aws, found["EndpointArn"], lease)
-        return replace(self._deployed("none", replaced=None, smoke=None, run_id=None), lease=lease)
-
-    def _require_changeable(self, found: endpoints.Description | None, *, is_first: bool) -> None:
-        if found is None or found["EndpointStatus"] == endpoints.IN_SERVICE:
-            return
-        name, status = self.plan.name, found["EndpointStatus"]
-        if status == endpoints.FAILED:
-            raise CloudError(
-                f"The endpoint {name} has failed ({found.get('FailureReason', 'no reason given')}); `dogbreed delete "
-                f"{name}` clears the place."
-            )
-        coming = found.get("EndpointConfigName") if is_first else endpoints.pending_config(found)
-        if coming != self.plan.config_name:
-            raise CloudError(f"The endpoint {name} is {status} with {coming} just now; try again when that has ended.")
-        logger.info("%s is %s with this version already; going on from there", name, status)
+    def _renew(self, before: Standing) -> Deployed:
+        """What is live already, with the lease, the alarms and the scaling that are asked for."""
+        put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
+        if self.plan.scaling is not None:
+            put_scaling(self.aws, self.plan.scaling)
+        lease = replace(before.lease, expires=self.plan.lease.expires or before.lease.expires)
+        if lease != before.lease:
+            endpoints.write_lease(self.aws, before.arn, lease)
+        return replace(self._deployed("none", replaced=None, smoke=None, run_id=None), lease=lease, is_settled=True)
 
     # The two ways ---------------------------------------------------------------------------------------------------
 
@@ -178,24 +102,31 @@ class Rollout:
         self.storage.upload(self.archive_path, key.removeprefix(f"{self.storage.prefix}/"))
         endpoints.ensure_parts(self.aws, self.plan)
 
-    def _create(self, event: EventRecord) -> Smoke | None:
-        """The first endpoint, up and proven; otherwise deleted."""
+    def _create(self, event: EventRecord, *, is_new: bool) -> Smoke | None:
+        """The first endpoint, up and proven; otherwise deleted, where this command made it.
+
+        One that an earlier command made may have callers by now.
+        """
         name = self.plan.name
         try:
-            endpoints.create(self.aws, self.plan.endpoint)
+            if is_new:
+                is_new = endpoints.create(self.aws, self.plan.endpoint)
             if not self.waits:
                 event.note(outcome="under way", smoke="not done: nobody waited")
+                logger.warning("Nobody waits for %s: the same command proves it later, with alarms and scaling.", name)
                 return None
             return self._prove(event, name)
         except BaseException:
-            self._take_back(event, name)
+            if is_new:
+                self._take_back(event, name)
+            else:
+                _tell_left(event, name)
             raise
 
-    def _update(self, event: EventRecord, found: endpoints.Description) -> Smoke | None:
+    def _update(self, event: EventRecord, before: Standing) -> Smoke | None:
         name = self.plan.name
         smoke = None
-        is_under_way = found["EndpointStatus"] != endpoints.IN_SERVICE
-        if not is_under_way and found["EndpointConfigName"] != self.plan.config_name:
+        if before.is_in_service and not before.has_plan:
             self._require_silence()
             smoke = self._prove_beside(event)
             put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
@@ -204,7 +135,7 @@ class Rollout:
             endpoints.update(self.aws, self.plan.update)
         if not self.waits:
             event.note(outcome="under way")
-            return None
+            return smoke
         try:
             settled = endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s + 2 * self.hosting.bake_s)
         except (KeyboardInterrupt, DogbreedError):
@@ -219,24 +150,28 @@ class Rollout:
             raise CloudError(f"{name} was rolled back and serves {serving} as before: {reason}")
         return smoke
 
-    def _settle(self, before: Lease | None) -> Lease:
+    def _settle(self, before: Standing | None) -> Lease:
         """What holds once the version is live: alarms, scaling, tags, and the versions' own words. Returns the tags."""
-        name, lease = self.plan.name, self.plan.lease
+        name = self.plan.name
         put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
         self._put_scaling()
         found = endpoints.describe(self.aws, name)
         if found is None:
             raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
-        expires = lease.expires or (before.expires if before else "")
-        proven = replace(lease.proven(), expires=expires)
+        proven = self._promised(before).proven()
         endpoints.write_lease(self.aws, found["EndpointArn"], proven)
         mark_live(
-            self.tracker, self.version, endpoint=name, backend=BACKEND, since=lease.deployed_at,
+            self.tracker, self.version, endpoint=name, backend=BACKEND, since=proven.deployed_at,
             unmeasured_reason=self.why,
         )  # fmt: skip
-        if before is not None and before.version != lease.version:
-            mark_ended(self.tracker, before.model, int(before.version), endpoint=name)
+        if before is not None and not before.is_same_version:
+            mark_ended(self.tracker, before.lease.model, int(before.lease.version), endpoint=name)
         return proven
+
+    def _promised(self, before: Standing | None) -> Lease:
+        """Without --expires, the end that it had."""
+        known = "" if before is None else before.lease.expires
+        return replace(self.plan.lease, expires=self.plan.lease.expires or known)
 
     def _put_scaling(self) -> None:
         if self.plan.scaling is not None:
@@ -299,8 +234,7 @@ class Rollout:
             logger.warning("%s could not be deleted: %s", name, error)
         finally:
             if not is_gone:
-                event.note(left=name)
-                logger.warning("%s may be live, and cost money: `dogbreed delete %s --target sagemaker`", name, name)
+                _tell_left(event, name)
 
     def _deployed(self, action: str, *, replaced: str | None, smoke: Smoke | None, run_id: str | None) -> Deployed:
         return Deployed(
@@ -313,3 +247,8 @@ class Rollout:
             is_settled=self.waits,
             console_url=self.aws.console_url(f"endpoints/{self.plan.name}"),
         )
+
+
+def _tell_left(event: EventRecord, name: str) -> None:
+    event.note(left=name)
+    logger.warning("%s may be live, and cost money: `dogbreed delete %s --target sagemaker`", name, name)

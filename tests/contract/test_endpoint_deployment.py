@@ -4,12 +4,9 @@ The archives are light: what answers is a few lines, all else is as in AWS. test
 """
 
 import json
-import shutil
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,22 +17,17 @@ from hostedversions import (
     MODEL,
     Account,
     Project,
-    account,
-    make_light_project,
+    interrupt,
     use_light_archives,
 )
-from iamrights import REGION, record_rights
 from plantedsecrets import assert_absent, plant
 
-from dogbreed_ml.context import Context
-from dogbreed_ml.deployments import DeploymentEvent, list_events
 from dogbreed_ml.errors import CloudError, ConfigError, GateError
 from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
-from sagemaker_jobs.client import LOCAL_ROLE, Aws
+from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback, rollout
-from sagemaker_jobs.endpoints.policies import policies
 from sagemaker_jobs.storage import Storage
 
 FAILING_PNG = """
@@ -52,51 +44,7 @@ def transform_fn(model, body, content_type, accept):
 DEAD = "raise OSError('no such weights')"
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    with account(tmp_path_factory.mktemp("sagemaker")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return make_light_project(tmp_path_factory.mktemp("registered"))
-
-
-@pytest.fixture
-def project(registered: Project, tmp_path: Path) -> Project:
-    """A store of its own: registering takes seconds, a copy none."""
-    shutil.copy(registered.context.project_dir / "mlflow.db", tmp_path / "mlflow.db")
-    return replace(registered, context=Context(project_dir=tmp_path))
-
-
-@pytest.fixture(autouse=True)
-def _configured(served: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The server is SageMaker, archives are light, no call needs a right that --print-policy does not name, and
-    nothing is left for the next test.
-    """
-    for name, value in served.server.client_environment().items():
-        monkeypatch.setenv(name, value)
-    use_light_archives(monkeypatch)
-    rights = record_rights(monkeypatch)
-    yield
-    served.clear()
-    account = replace(CONFIG.sagemaker, role_arn=LOCAL_ROLE, region=REGION)
-    # Some tests deploy under a name of their own, as `--print-policy --endpoint NAME` is given it.
-    name = next((each.resource.split("/")[1] for each in rights.needed if ":CreateEndpoint" in each.action), "dogs")
-    names = {"dogs", "cats", name.removesuffix("-smoke").partition("-v")[0]}
-    documents = [policies(replace(CONFIG, sagemaker=account), endpoint=each).caller for each in sorted(names)]
-    statements = [statement for document in documents for statement in document["Statement"]]
-    assert rights.missing_from({"Statement": statements}) == []
-
-
-def events(project: Project) -> list[DeploymentEvent]:
-    with project.tracker() as tracker:
-        return list_events(tracker, MODEL)
-
-
-def told(project: Project) -> list[tuple[str, int, str]]:
-    return [(each.action, each.version, each.outcome) for each in events(project)]
+pytestmark = pytest.mark.usefixtures("on_the_local_sagemaker")
 
 
 def test_version_is_deployed_updated_under_load_rolled_back_and_deleted(project: Project, served: Account) -> None:
@@ -160,7 +108,7 @@ def test_version_is_deployed_updated_under_load_rolled_back_and_deleted(project:
         assert load_version(tracker, MODEL, 1).tags["serving.endpoint"] == "dogs"
         assert load_version(tracker, MODEL, 1).tags["serving.until"]
         assert load_version(tracker, MODEL, 2).tags["serving.until"]
-    assert told(project) == [
+    assert project.told() == [
         ("deploy", 1, "done"), ("update", 2, "done"), ("rollback", 1, "done"), ("delete", 1, "done"),
     ]  # fmt: skip
     shown = list_history(CONFIG, context=context).render()
@@ -176,7 +124,7 @@ def test_same_deployment_again_changes_nothing_but_its_lease(project: Project, s
     assert served.tags() == before
     project.deploy(1, expires="never")
     assert served.tags() == before | {"dogbreed:expires": "never"}
-    assert told(project) == [("deploy", 1, "done")]
+    assert project.told() == [("deploy", 1, "done")]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +143,7 @@ def test_first_endpoint_that_is_not_what_it_should_be_is_deleted(
     with pytest.raises(CloudError, match=message):
         project.deploy(1)
     assert served.names()["endpoints"] == []
-    (event,) = events(project)
+    (event,) = project.events()
     assert (event.outcome, event.left) == (outcome, None)
     assert event.why
     with project.tracker() as tracker:
@@ -219,7 +167,7 @@ def test_update_that_fails_its_smoke_test_gets_no_traffic(
     assert served.names()["endpoints"] == ["dogs"]
     assert served.sagemaker.describe_endpoint(EndpointName="dogs")["EndpointConfigName"] == first.endpoint_config
     assert served.tags()["dogbreed:version"] == "1"
-    assert told(project) == [("deploy", 1, "done"), ("update", 2, "smoke failed")]
+    assert project.told() == [("deploy", 1, "done"), ("update", 2, "smoke failed")]
 
 
 def test_version_that_fails_under_load_rolls_back_by_itself(
@@ -239,7 +187,7 @@ def test_version_that_fails_under_load_rolls_back_by_itself(
     assert set(seen) == {"1", "ModelError"}
     assert served.names()["endpoints"] == [name]
     assert served.tags(name)["dogbreed:version"] == "1"
-    last = events(project)[-1]
+    last = project.events()[-1]
     assert (last.action, last.outcome, last.replaced_config) == ("update", "rolled back", first.endpoint_config)
     assert "harried-5xx" in (last.why or "")
     with project.tracker() as tracker:
@@ -247,30 +195,18 @@ def test_version_that_fails_under_load_rolls_back_by_itself(
     # While the alarm rings, nothing is even begun.
     with pytest.raises(CloudError, match="harried-5xx must be silent before an update"):
         project.deploy(3, config=config, endpoint=name)
-    assert told(project)[-1] == ("update", 3, "failed")
-
-
-def _interrupt(monkeypatch: pytest.MonkeyPatch, name: str, *, when: Callable[[int], bool]) -> None:
-    """Ctrl-C while the n-th endpoint is waited for."""
-    wait, calls = endpoint.wait_settled, [0]
-
-    def interrupted(aws: Aws, waited_for: str, **options: Any) -> Any:
-        calls[0] += waited_for == name
-        if waited_for == name and when(calls[0]):
-            raise KeyboardInterrupt
-        return wait(aws, waited_for, **options)
-
-    monkeypatch.setattr(endpoint, "wait_settled", interrupted)
+    assert project.told()[-1] == ("update", 3, "failed")
 
 
 def test_first_endpoint_is_taken_back_by_ctrl_c(
     project: Project, served: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _interrupt(monkeypatch, "dogs", when=lambda number: number == 1)
-    with pytest.raises(KeyboardInterrupt):
-        project.deploy(1)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "dogs")
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(1)
     assert served.names()["endpoints"] == []
-    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", None)]
+    assert [(each.outcome, each.left) for each in project.events()] == [("interrupted", None)]
     project.deploy(1)
     assert project.version_of(served.invoke()) == 1
 
@@ -282,11 +218,11 @@ def test_what_cannot_be_taken_back_is_told(
         raise CloudError("Could not delete the endpoint dogs: ExpiredToken.")
 
     with monkeypatch.context() as patched:
-        _interrupt(patched, "dogs", when=lambda number: number == 1)
+        interrupt(patched, "dogs")
         patched.setattr(endpoint, "delete", refuse)
         with pytest.raises(KeyboardInterrupt):
             project.deploy(1)
-    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", "dogs")]
+    assert [(each.outcome, each.left) for each in project.events()] == [("interrupted", "dogs")]
     assert "dogs may be live, and cost money: `dogbreed delete dogs" in caplog.text
     # It comes up all the same; the same command finds it, and proves it.
     again = project.deploy(1)
@@ -298,12 +234,12 @@ def test_smoke_endpoint_is_gone_after_ctrl_c(
 ) -> None:
     project.deploy(1)
     with monkeypatch.context() as patched:
-        _interrupt(patched, "dogs-smoke", when=lambda number: number == 1)
+        interrupt(patched, "dogs-smoke")
         with pytest.raises(KeyboardInterrupt):
             project.deploy(2)
     assert served.names()["endpoints"] == ["dogs"]
     assert project.version_of(served.invoke()) == 1
-    assert told(project)[-1] == ("update", 2, "interrupted")
+    assert project.told()[-1] == ("update", 2, "interrupted")
 
 
 def test_update_goes_on_after_ctrl_c_and_the_same_command_ends_it(
@@ -312,15 +248,15 @@ def test_update_goes_on_after_ctrl_c_and_the_same_command_ends_it(
     config = replace(CONFIG, hosting=replace(CONFIG.hosting, bake_s=2))
     first = project.deploy(1, config=config)
     with monkeypatch.context() as patched:
-        _interrupt(patched, "dogs", when=lambda number: number == 1)
+        interrupt(patched, "dogs")
         with pytest.raises(KeyboardInterrupt):
             project.deploy(2, config=config)
-    event = events(project)[-1]
+    event = project.events()[-1]
     assert (event.outcome, event.left) == ("interrupted", "dogs: the update goes on by itself")
     again = project.deploy(2, config=config)
     assert (again.action, again.replaced_config) == ("update", first.endpoint_config)
     assert served.tags()["dogbreed:version"] == "2"
-    assert told(project)[-1] == ("update", 2, "done")
+    assert project.told()[-1] == ("update", 2, "done")
     assert rollback.rollback("dogs", config, context=project.context).version == 1
 
 
@@ -337,7 +273,7 @@ def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) ->
     names = served.names()
     assert names["endpoints"] == ["cats"]
     assert all(each.startswith("cats-") for kind in names.values() for each in kind if each != "cats")
-    last = events(project)[-1]
+    last = project.events()[-1]
     assert (last.action, last.endpoint, last.outcome) == ("reap", "dogs", "done")
     assert (last.why or "").startswith("its lease ended 20")
 
@@ -432,7 +368,7 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
     told_price = deployment.deploy(priced, options, context=project.context).to_dict()["price"]
     assert told_price == "1 x ml.c7i.xlarge, each $0.25 an hour (prices.json)"
     assert not any(served.names().values())
-    assert events(project) == []
+    assert project.events() == []
 
 
 @pytest.mark.slow
@@ -451,7 +387,7 @@ def test_first_endpoint_may_be_asked_for_and_what_is_replaced_may_go(project: Pr
 def test_deployment_that_nobody_waits_for_is_proven_by_the_next_command(project: Project, served: Account) -> None:
     sent = project.deploy(1, no_wait=True)
     assert (sent.is_settled, sent.smoke) == (False, None)
-    assert told(project) == [("deploy", 1, "under way")]
+    assert project.told() == [("deploy", 1, "under way")]
     proven = project.deploy(1)
     assert (proven.action, proven.is_settled) == ("deploy", True)
     assert (proven.smoke or "").startswith("passed")
@@ -468,7 +404,7 @@ def test_throttling_and_errors_of_s3_are_sat_out(project: Project, served: Accou
     finally:
         faults.clear()
     assert served.names()["endpoints"] == ["dogs"]
-    assert told(project) == [("deploy", 1, "done")]
+    assert project.told() == [("deploy", 1, "done")]
 
 
 def test_token_that_expires_leaves_nothing_that_nobody_knows_of(
@@ -487,12 +423,12 @@ def test_token_that_expires_leaves_nothing_that_nobody_knows_of(
                 project.deploy(1)
         finally:
             served.server.faults.clear()
-    (event,) = events(project)
+    (event,) = project.events()
     assert (event.outcome, event.left) == ("failed", "dogs")
     assert "dogs may be live, and cost money" in caplog.text
     assert project.deploy(1).action == "deploy"
     assert served.names()["endpoints"] == ["dogs"]
-    assert told(project)[-1] == ("deploy", 1, "done")
+    assert project.told()[-1] == ("deploy", 1, "done")
 
 
 @pytest.mark.slow
@@ -516,7 +452,7 @@ def test_lost_network_and_lost_answers_are_sat_out(
         patched.setattr(endpoint, "wait_settled", lose)
         assert project.deploy(1).action == "deploy"
     assert served.names()["endpoints"] == ["dogs"]
-    assert told(project) == [("deploy", 1, "done")]
+    assert project.told() == [("deploy", 1, "done")]
 
 
 def test_endpoint_deleted_behind_our_back_is_told_and_may_be_made_again(
@@ -534,7 +470,7 @@ def test_endpoint_deleted_behind_our_back_is_told_and_may_be_made_again(
         patched.setattr(endpoint, "wait_settled", delete_first)
         with pytest.raises(CloudError, match="dogs was deleted meanwhile, by somebody else"):
             project.deploy(1)
-    assert [(each.outcome, each.left) for each in events(project)] == [("failed", None)]
+    assert [(each.outcome, each.left) for each in project.events()] == [("failed", None)]
     assert project.deploy(1).action == "deploy"
 
 
@@ -553,7 +489,7 @@ def test_ctrl_c_at_upload_creation_or_smoke_test_leaves_no_endpoint(
     with pytest.raises(KeyboardInterrupt):
         project.deploy(1)
     assert served.names()["endpoints"] == []
-    assert [(each.outcome, each.left) for each in events(project)] == [("interrupted", None)]
+    assert [(each.outcome, each.left) for each in project.events()] == [("interrupted", None)]
 
 
 def test_no_secret_is_in_what_a_deployment_writes_sends_or_says(

@@ -1,9 +1,9 @@
-"""Which endpoint config was the one before, by the recorded events."""
+"""What the recorded events say of an endpoint: the config before, and the change that nobody saw end."""
 
 import pytest
 
 from dogbreed_ml.deployments import DeploymentEvent
-from sagemaker_jobs.endpoints.rollback import previous_config
+from sagemaker_jobs.endpoints.record import previous_config, unfinished
 
 
 def events(*told: str) -> list[DeploymentEvent]:
@@ -38,9 +38,32 @@ def events(*told: str) -> list[DeploymentEvent]:
         (("deploy:a", "update:b", "update:c!"), "b", "a"),
         (("deploy:a", "update:b", "delete:b", "deploy:c"), "c", None),
         (("deploy:a", "update:b"), "made by hand", "b"),
+        (("deploy:a", "update:b", "update:a"), "a", "b"),
+        (("deploy:a", "update:b", "update:a", "update:c", "rollback:a"), "a", "b"),
         (("deploy:a",), "a", None),
         ((), "a", None),
     ],
 )
 def test_config_before_is_the_one_that_served_before(told: tuple[str, ...], current: str, before: str | None) -> None:
     assert previous_config(events(*told), current) == before
+
+
+@pytest.mark.parametrize(
+    ("told", "config_name", "action"),
+    [
+        (("deploy:a", "update:b!"), "b", "update"),
+        (("deploy:a", "update:b", "rollback:a!"), "a", "rollback"),
+        # What failed since does not matter, what was done since does.
+        (("deploy:a", "update:b!", "update:c!"), "b", "update"),
+        (("deploy:a", "update:b!", "update:b"), "b", None),
+        (("deploy:a", "update:b!", "update:c"), "b", None),
+        (("deploy:a", "update:b!"), "a", None),
+        (("deploy:a", "update:!"), None, None),
+        ((), "a", None),
+    ],
+)
+def test_change_that_nobody_saw_end_is_found(
+    told: tuple[str, ...], config_name: str | None, action: str | None
+) -> None:
+    found = unfinished(events(*told), config_name)
+    assert (found.action if found else None) == action

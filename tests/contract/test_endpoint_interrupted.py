@@ -1,0 +1,77 @@
+"""Changes of an endpoint that nobody saw to their end, and what the next command makes of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from endpointmodels import wait_for
+from hostedversions import BUCKET, CONFIG, MODEL, Account, Project, interrupt
+from iamrights import REGION
+
+from dogbreed_ml.errors import CloudError
+from sagemaker_jobs.client import LOCAL_ROLE, Aws
+from sagemaker_jobs.endpoints import endpoint, removal
+from sagemaker_jobs.endpoints.endpoint_request import Place, endpoint_plan
+from sagemaker_jobs.endpoints.leases import Lease
+
+pytestmark = pytest.mark.usefixtures("on_the_local_sagemaker")
+
+
+def wait_for_service(served: Account, config_name: str) -> None:
+    def look() -> Any:
+        found = served.sagemaker.describe_endpoint(EndpointName="dogs")
+        return found["EndpointStatus"], found["EndpointConfigName"]
+
+    wait_for(look, lambda seen: seen == ("InService", config_name))
+
+
+def test_update_that_a_second_command_sees_end_keeps_what_is_in_service(project: Project, served: Account) -> None:
+    first = project.deploy(1)
+    sent = project.deploy(2, no_wait=True)
+    assert (sent.is_settled, sent.replaced_config) == (False, first.endpoint_config)
+    wait_for_service(served, sent.endpoint_config)
+    ended = project.deploy(2, drop_replaced=True)
+    assert (ended.action, ended.replaced_config) == ("update", first.endpoint_config)
+    made = served.names()
+    assert (made["configs"], len(made["models"]), len(served.object_keys())) == ([ended.endpoint_config], 1, 1)
+    assert project.version_of(served.invoke()) == 2
+    assert served.tags()["dogbreed:version"] == "2"
+    assert project.told() == [("deploy", 1, "done"), ("update", 2, "under way"), ("update", 2, "done")]
+    with (
+        Aws.open(CONFIG.sagemaker) as aws,
+        pytest.raises(CloudError, match=f"{ended.endpoint_config} must not be deleted: dogs serves it"),
+    ):
+        removal.remove_replaced(aws, ended.endpoint_config)
+    assert served.names() == made
+
+
+def test_model_stays_while_another_endpoint_config_needs_it(served: Account) -> None:
+    lease = Lease(endpoint="dogs", model=MODEL, version="1")
+    place = Place(REGION, LOCAL_ROLE, f"s3://{BUCKET}/models/a/model.tar.gz", f"s3://{BUCKET}/endpoints")
+    configs = [replace(CONFIG, hosting=replace(CONFIG.hosting, instance_count=count)) for count in (1, 2)]
+    one, two = (endpoint_plan(each, lease=lease, place=place) for each in configs)
+    with Aws.open(CONFIG.sagemaker) as aws:
+        for plan in (one, two):
+            endpoint.ensure_parts(aws, plan)
+        removal.remove_replaced(aws, one.config_name)
+    made = served.names()
+    assert (made["configs"], made["models"]) == ([two.config_name], [two.model["ModelName"]])
+
+
+def test_endpoint_that_an_earlier_command_made_is_never_taken_back(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = project.deploy(1, no_wait=True)
+    wait_for_service(served, sent.endpoint_config)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "dogs")
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(1)
+    assert project.version_of(served.invoke()) == 1
+    assert project.events()[-1].left == "dogs"
+    assert "dogs may be live, and cost money: `dogbreed delete dogs" in caplog.text
+    # Another version over one that nobody proved has callers to think of.
+    second = project.deploy(2)
+    assert (second.action, second.replaced_config) == ("update", sent.endpoint_config)
+    assert project.version_of(served.invoke()) == 2
+    assert project.told()[1:] == [("deploy", 1, "interrupted"), ("update", 2, "done")]
