@@ -7,6 +7,7 @@ from typing import Literal
 from dogbreed_ml.checks import require, require_choice, require_number
 
 _ROLE = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")
+_KEY = re.compile(r"(arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/)?[\w-]+")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -43,7 +44,7 @@ class SagemakerConfig:
     security_group_ids: list[str] = field(default_factory=list)
     """Security groups in that VPC."""
     kms_key_id: str | None = None
-    """Key that encrypts volumes, output and the bucket; null takes AWS's own."""
+    """Key that encrypts volumes, output and the bucket, by id or ARN; null takes AWS's own."""
     encrypt_traffic: bool = False
     """Whether the traffic between the instances of one job is encrypted."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -65,6 +66,13 @@ class SagemakerConfig:
                 bool(_BUCKET.fullmatch(self.bucket)),
                 "sagemaker.bucket must be the name of a bucket, without s3://",
                 self.bucket,
+            )
+        if self.kms_key_id is not None:
+            # SageMaker takes no alias for a volume, and IAM none as a resource.
+            require(
+                bool(_KEY.fullmatch(self.kms_key_id)),
+                "sagemaker.kms_key_id must be a key's id or arn:aws:kms:REGION:ACCOUNT:key/ID, not an alias",
+                self.kms_key_id,
             )
         require(
             bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9/_-]*", self.prefix)) and not self.prefix.endswith("/"),

@@ -27,7 +27,7 @@ LEASE = Lease(
     expires="2026-11-21T14:00:00+00:00",
 )
 NETWORK = SagemakerConfig(
-    subnets=["subnet-1"], security_group_ids=["sg-1"], kms_key_id="alias/dogs", tags={"team": "kennel & co"}
+    subnets=["subnet-1"], security_group_ids=["sg-1"], kms_key_id="0a1b2c3d-0a1b", tags={"team": "kennel & co"}
 )
 VARIANTS = {
     "default": HostingConfig(),
