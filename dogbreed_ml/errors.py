@@ -9,6 +9,7 @@ Every error that a user can cause or must act on is one of these; its message is
     ├── ModelError         weights or a network that do not fit the config
     │   └── CheckpointError  a checkpoint that cannot be read
     ├── BackendError       a back end that is absent here or disagrees with torch fp32
+    ├── TrainingError      a training that left no model worth keeping
     ├── FeaturesError      features that do not fit or cannot be kept
     ├── ProfileError       profiler files that are absent or damaged
     ├── TrackingError      the tracking server or store refused, or stayed away
@@ -45,6 +46,10 @@ class CheckpointError(ModelError):
 
 class BackendError(DogbreedError):
     """A back end that is absent on this machine, or whose features disagree with torch fp32."""
+
+
+class TrainingError(DogbreedError):
+    """A training whose weights are not numbers any more."""
 
 
 class FeaturesError(DogbreedError):

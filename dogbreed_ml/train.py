@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -90,14 +90,14 @@ def fit(
     spans: Spans = NO_SPANS,
     loss_function: nn.Module | None = None,
     state: FitState | None = None,
-) -> Iterator[EpochResult]:
+) -> Generator[EpochResult]:
     """Trains `model` in place and yields after each epoch.
 
     `model` maps what `train` yields to logits (B, K); parameters that do not require gradients stay as they are.
-    Leaving the loop early leaves the model as the last epoch had it; with `patience` it has the best epoch's weights
-    once the loop ends by itself. The same seed on the same device gives the same losses. `loss_function` is what
-    `build_loss` makes; a debugger makes it beforehand, to hook onto it. With a `state` that was saved, only the epochs
-    after it are trained and yielded, and they are the same as without the interruption.
+    Without `patience` the model is left as the last epoch had it, with it as the best one had it, whether the loop
+    ends by itself or is left early (the generator closed). The same seed on the same device gives the same losses.
+    `loss_function` is what `build_loss` makes; a debugger makes it beforehand, to hook onto it. With a `state` that
+    was saved, only the epochs after it are trained and yielded, and they are the same as without the interruption.
     """
     with spans.span("initialisation"):
         model.to(device)
@@ -113,41 +113,43 @@ def fit(
     if state is not None and state.values is not None:
         progress.restore(state.values, model, optimizer, schedule)
     devices = [device] if device.type == "cuda" else []
-    for epoch in range(progress.num_epochs, config.num_epochs):
-        if progress.is_over(config):
-            break
-        start = perf_counter()
-        order_generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-        order = torch.randperm(train.num_samples, generator=order_generator)
-        model.train()
-        loss_sum = torch.zeros((), device=device)
-        lr = optimizer.param_groups[0]["lr"]
-        # Dropout draws from the global generator; seeded per epoch, no other draw in the process moves it.
-        with torch.random.fork_rng(devices=devices), _few_threads(model, device):
-            torch.manual_seed(config.seed * 100_003 + epoch)
-            batches = train.batches(config.batch_size, order=order, epoch=epoch)
-            while True:
-                with spans.span("data_wait"):
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                loss_sum += _step(model, batch, loss_function, optimizer, autocast, placed, spans)
-                schedule.step()
-                progress.global_step += 1
-        figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
-        if valid is not None:
-            with spans.span("evaluation"), _few_threads(model, device):
-                evaluated = evaluate(model, valid, device=device, autocast=autocast, spans=spans)
-            figures |= {f"valid/{k}": v for k, v in metrics(evaluated.logits, evaluated.labels).items()}
-        is_best = config.patience is None or valid is None or figures["valid/loss"] < progress.best_loss
-        progress.note(figures.get("valid/loss", math.inf), model if config.patience is not None else None, is_best)
-        if state is not None:
-            state.values = progress.saved(model, optimizer, schedule)
-        result = EpochResult(epoch, progress.global_step, figures, perf_counter() - start, is_best)
-        with spans.span("logging"):
-            yield result
-    if progress.best_weights is not None:
-        model.load_state_dict(progress.best_weights)
+    try:
+        for epoch in range(progress.num_epochs, config.num_epochs):
+            if progress.is_over(config):
+                break
+            start = perf_counter()
+            order_generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+            order = torch.randperm(train.num_samples, generator=order_generator)
+            model.train()
+            loss_sum = torch.zeros((), device=device)
+            lr = optimizer.param_groups[0]["lr"]
+            # Dropout draws from the global generator; seeded per epoch, no other draw in the process moves it.
+            with torch.random.fork_rng(devices=devices), _few_threads(model, device):
+                torch.manual_seed(config.seed * 100_003 + epoch)
+                batches = train.batches(config.batch_size, order=order, epoch=epoch)
+                while True:
+                    with spans.span("data_wait"):
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    loss_sum += _step(model, batch, loss_function, optimizer, autocast, placed, spans)
+                    schedule.step()
+                    progress.global_step += 1
+            figures = {"train/loss": float(loss_sum) / train.num_samples, "train/lr": lr}
+            if valid is not None:
+                with spans.span("evaluation"), _few_threads(model, device):
+                    evaluated = evaluate(model, valid, device=device, autocast=autocast, spans=spans)
+                figures |= {f"valid/{k}": v for k, v in metrics(evaluated.logits, evaluated.labels).items()}
+            is_best = config.patience is None or valid is None or figures["valid/loss"] < progress.best_loss
+            progress.note(figures.get("valid/loss", math.inf), model if config.patience is not None else None, is_best)
+            if state is not None:
+                state.values = progress.saved(model, optimizer, schedule)
+            result = EpochResult(epoch, progress.global_step, figures, perf_counter() - start, is_best)
+            with spans.span("logging"):
+                yield result
+    finally:
+        if progress.best_weights is not None:
+            model.load_state_dict(progress.best_weights)
 
 
 @dataclass

@@ -165,7 +165,9 @@ class _Job:
                     feeds = logged_feeds(run, training.bench, localized)
                 model = training.model = training.bench.model(localized)
                 epochs = training.epochs(localized, profiler)
-                trained = train_and_evaluate(run, epochs, model, bench=training.bench, feeds=feeds, spans=spans)
+                trained = train_and_evaluate(
+                    run, epochs, model, bench=training.bench, feeds=feeds, spans=spans, profiler=profiler
+                )
         except Terminated:
             training.save(localized, logged=config)
             raise

@@ -44,13 +44,14 @@ class Debugger:
     ) -> None:
         self.tensors_dir = tensors_dir
         self.stopped_by: RuleName | None = None
-        """The rule that ended the training."""
+        """The rule that ended the training before its time."""
         self.verdicts: tuple[Verdict, ...] = ()
         """One a rule of TENSOR_RULES, once the debugger is closed."""
         self._stop_on = stop_on
         self._parameters = parameters
         self._budget = budget
         self._missing: str | None = None
+        self._stop_note: str | None = None
         self._hook: TrainingHook | None = None
         self._judge: TrialJudge | None = None
 
@@ -84,23 +85,27 @@ class Debugger:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was not saved of what was asked for: one sentence each."""
-        note = self._budget.note()
-        return (note,) if note else ()
+        """Which rule ended the training, and what was not saved of what was asked for: one sentence each."""
+        return tuple(note for note in (self._stop_note, self._budget.note()) if note)
 
     def watch(self, model: "nn.Module", loss_function: "nn.Module") -> None:
         """Hooks onto what `fit` is given; before its first step, and after the model stands on its device."""
         if self._hook is not None:
             self._hook.attach(model, loss_function)
 
-    def epochs(self, results: "Iterator[EpochResult]") -> "Iterator[EpochResult]":
-        """Passes on the epochs; the one in which a rule of `stop_on` triggered is the last."""
+    def epochs(self, results: "Iterator[EpochResult]", *, num_epochs: int | None = None) -> "Iterator[EpochResult]":
+        """Passes on the epochs; the one in which a rule of `stop_on` triggered is the last.
+
+        Of `num_epochs` the last one ends by itself, whatever triggered in it.
+        """
         try:
             for result in results:
-                self._look(result)
+                rule = self._look(result)
                 yield result
-                if self.stopped_by is not None:
-                    logger.warning("epoch=%d training stopped by the rule %s.", result.epoch, self.stopped_by)
+                if rule is not None and result.epoch + 1 != num_epochs:
+                    self.stopped_by = rule
+                    self._stop_note = f"The rule {rule} ended the training after epoch {result.epoch}."
+                    logger.warning("epoch=%d training stopped by the rule %s.", result.epoch, rule)
                     return
         finally:
             # Left early, the training's own clean-up runs now.
@@ -128,13 +133,15 @@ class Debugger:
     ) -> None:
         self.close()
 
-    def _look(self, result: "EpochResult") -> None:
+    def _look(self, result: "EpochResult") -> RuleName | None:
+        """The first rule of `stop_on` that triggered in the epoch."""
         if self._hook is None:
-            return
+            return None
         self._hook.save_epoch(result.metrics["train/loss"], result.metrics.get("valid/loss"))
-        if self._hook.flush() and self._stop_on:
-            triggered = self._judged().look()
-            self.stopped_by = next((rule for rule in self._stop_on if rule in triggered), None)
+        if not self._hook.flush() or not self._stop_on:
+            return None
+        triggered = self._judged().look()
+        return next((rule for rule in self._stop_on if rule in triggered), None)
 
     def _judged(self) -> "TrialJudge":
         if self._judge is None:

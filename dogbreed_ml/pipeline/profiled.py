@@ -18,6 +18,7 @@ from torch import nn
 from dogbreed_ml.backend import device_of
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
+from dogbreed_ml.data.loaders import ImageBatches
 from dogbreed_ml.data.s3 import mirror_prefix
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
@@ -27,11 +28,11 @@ from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import DogbreedError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
-from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.policies import ProfileConfig, TensorRuleName
 from dogbreed_ml.profiling.recordings import LoaderProcesses
 from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.rulereports import load_rule_reports
-from dogbreed_ml.profiling.session import Profile, ProfileSession, judge_folder, profiled
+from dogbreed_ml.profiling.session import TAG_PREFIX, Profile, ProfileSession, judge_folder, profiled
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.train import Batches, EpochResult, FitState, Metrics, build_loss, fit
@@ -48,6 +49,9 @@ ARTIFACT_DIR: Final = "profiler"
 TENSORS_DIR: Final = "tensors"
 DEBUG_OUTPUT_DIR: Final = "debug-output"
 """Where a SageMaker job's hook saves tensors, beside profiler-output."""
+
+STOPPED_BY_TAG: Final = f"{TAG_PREFIX}stopped_by"
+"""The rule of profile.stop_on that ended a run's training."""
 
 AS_RECORDED: Final = " (judged during the run, by its parameters)"
 """Ends the reason of a verdict that was not made anew."""
@@ -173,6 +177,8 @@ class RunProfiler:
 
     spans: Spans = NO_SPANS
     report_path: Path | None = None
+    stopped_by: TensorRuleName | None = None
+    """The rule of profile.stop_on that ended the training, once its epochs are over."""
 
     def __init__(self, config: ProfileConfig, session: ProfileSession | None = None, folder: Path | None = None):
         self._config = config
@@ -206,7 +212,7 @@ class RunProfiler:
     ) -> Generator[EpochResult]:
         """As `fit`, recorded; the tensor rules watch where profile.debugger is on, and may end it."""
         loss_function = build_loss(batches.labels, config.train, bench.num_classes)
-        results = fit(
+        results: Iterator[EpochResult] = fit(
             model,
             batches,
             valid=valid,
@@ -227,7 +233,7 @@ class RunProfiler:
             debugger = self._open_debugger()
             self._ending = partial(self._close_debugger, debugger)
             debugger.watch(model.to(bench.device), loss_function)
-            results = debugger.epochs(results)
+            results = debugger.epochs(results, num_epochs=config.train.num_epochs)
         seen: list[EpochResult] = []
         if not self._config.debugger:
             counts = label_counts(bench.splits.train, bench.splits.classes)
@@ -237,6 +243,8 @@ class RunProfiler:
                 seen.append(result)
                 yield result
         finally:
+            if (loader := self._session.spans.loader) is not None:
+                self._session.spans.loader = replace(loader, pids=_worker_pids(train=batches, valid=valid))
             self._end_training()
 
     def _open_debugger(self) -> Debugger:
@@ -251,7 +259,8 @@ class RunProfiler:
 
     def _close_debugger(self, debugger: Debugger) -> tuple[Verdict, ...]:
         debugger.close()
-        self._notes = debugger.notes
+        self._notes += debugger.notes
+        self.stopped_by = debugger.stopped_by
         return debugger.verdicts
 
     def _end_training(self) -> None:
@@ -265,6 +274,8 @@ class RunProfiler:
         if self._session is None:
             return
         self._end_training()
+        if self.stopped_by is not None:
+            run.set_tags({STOPPED_BY_TAG: self.stopped_by})
         self._profile = self._session.judge(self._tensor_verdicts, notes=self._notes)
         self.report_path = _save_report(self._profile, title=f"Run {run.run_id}")
         run.set_tags(self._profile.tags)
@@ -274,12 +285,13 @@ class RunProfiler:
 
 @contextmanager
 def profiled_run(config: ExperimentConfig, run: "Run", *, project_dir: Path) -> Iterator[RunProfiler]:
-    """Profiles the body where profile.enabled is true, and attaches the profile to the run at its end.
+    """Profiles the body where profile.enabled or profile.debugger is true, and attaches the profile to the run at its
+    end.
 
     Where the body fails, what was recorded until then is judged and attached all the same; an interrupt ends at once,
     and leaves the recording in PROFILES_DIR.
     """
-    if not config.profile.enabled:
+    if not config.profile.enabled and not config.profile.debugger:
         yield RunProfiler(config.profile)
         return
     folder = project_dir / PROFILES_DIR / run.run_id
@@ -304,6 +316,11 @@ def _finish_failed(profiler: RunProfiler, run: "Run") -> None:
         logger.warning("What was recorded of the failed run could not be judged: %s", error)
     else:
         logger.warning("The run failed; what was recorded of it is judged in %s.", profiler.report_path)
+
+
+def _worker_pids(**feeds: Batches | None) -> dict[str, tuple[int, ...]]:
+    """The processes that load images, by split."""
+    return {split: feed.worker_pids for split, feed in feeds.items() if isinstance(feed, ImageBatches)}
 
 
 def label_counts(split: Split, classes: Mapping[int, str] | tuple[str, ...]) -> dict[str, int]:

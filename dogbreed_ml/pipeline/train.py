@@ -1,18 +1,20 @@
 """`dogbreed train`: one tracked run."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from dogbreed_ml.calibration import fit_temperature
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
+from dogbreed_ml.errors import TrainingError
 from dogbreed_ml.evaluation import Evaluation
-from dogbreed_ml.pipeline.profiled import profiled_run
+from dogbreed_ml.pipeline.profiled import RunProfiler, profiled_run
 from dogbreed_ml.pipeline.stages import (
     evaluate_model,
     log_beginning,
@@ -34,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
-    """One tracked run: fit, evaluate on valid and test, keep the model with the run (not registered)."""
+    """One tracked run: fit, evaluate on valid and test, keep the model with the run (not registered).
+
+    What a rule of profile.stop_on ended is kept like any other training; raises TrainingError, and keeps no model,
+    where the weights are not finite.
+    """
     spans = SpanTotals()
     with spans.span("start"):
         from dogbreed_ml import pyfunc
@@ -52,7 +58,7 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
             feeds = logged_feeds(run, bench, config)
         model = bench.model(config)
         epochs = profiler.epochs(bench, config, model, feeds.train, valid=feeds.valid)
-        trained = train_and_evaluate(run, epochs, model, bench=bench, feeds=feeds, spans=spans)
+        trained = train_and_evaluate(run, epochs, model, bench=bench, feeds=feeds, spans=spans, profiler=profiler)
         with spans.span("model"):
             network = bench.whole(config, model)
             temperature = trained.temperature
@@ -84,15 +90,26 @@ class Trained:
 
 
 def train_and_evaluate(
-    run: "Run", epochs: Iterable[EpochResult], model: nn.Module, *, bench: Workbench, feeds: Feeds, spans: SpanTotals
+    run: "Run",
+    epochs: Iterable[EpochResult],
+    model: nn.Module,
+    *,
+    bench: Workbench,
+    feeds: Feeds,
+    spans: SpanTotals,
+    profiler: RunProfiler,
 ) -> Trained:
-    """Logs the epochs as they come, then evaluates what they leave `model` with, on valid and once on test."""
+    """Logs the epochs as they come, then evaluates what they leave `model` with, on valid and once on test.
+
+    Raises TrainingError where they leave NaN or infinity.
+    """
     with spans.span("train"):
         results = []
         for result in epochs:
             logger.info("%s", result.render())
             run.log_epoch(result)
             results.append(result)
+    _require_finite(model, results, profiler)
     with spans.span("evaluation"):
         evaluated = evaluate(model, feeds.valid, device=bench.device)
         temperature = fit_temperature(evaluated.logits.numpy(), evaluated.labels.numpy())
@@ -100,3 +117,16 @@ def train_and_evaluate(
         test = evaluate_model(bench, model, feeds.test, temperature=temperature)
         log_evaluation(run, test, bench.splits, results)
     return Trained(len(results), temperature, valid, test)
+
+
+def _require_finite(model: nn.Module, results: Sequence[EpochResult], profiler: RunProfiler) -> None:
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    if broken:
+        ended = f"the rule {profiler.stopped_by} ended the training" if profiler.stopped_by else "the training ended"
+        num_epochs = f"{len(results)} epoch{'' if len(results) == 1 else 's'}"
+        raise TrainingError(
+            f"A model's weights must be finite, but {broken} of its {len(tensors)} tensors held NaN or infinity when "
+            f"{ended} after {num_epochs}: no model is kept. Lower train.lr by a factor of 10, and look for "
+            "broken images where that does not help."
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.debugging.epochs import EpochJudge
-from dogbreed_ml.errors import SearchError
+from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.evaluation import Evaluation, compute_metrics
 from dogbreed_ml.figures import EpochMetrics
 from dogbreed_ml.pipeline.profiled import profiled_run
@@ -50,6 +50,17 @@ class TrialObjective:
         yield from run_epochs(self.bench, config, self.bench.model(config), feeds.train, valid=feeds.valid)
 
 
+def check_search(config: ExperimentConfig) -> None:
+    """Raises ConfigError for what train does and a search, whoever drives it, does not."""
+    if config.profile.debugger:
+        stop_on = f" and profile.stop_on [{', '.join(config.profile.stop_on)}]" if config.profile.stop_on else ""
+        raise ConfigError(
+            f"profile.debugger must be false in a search, got true{stop_on}: no smdebug hook runs in its trials, they "
+            "are judged by their epochs' figures. Pass --profile.debugger false --profile.stop_on [], and train the "
+            "values that the search finds with the debugger on."
+        )
+
+
 def tune(
     config: ExperimentConfig,
     *,
@@ -62,6 +73,7 @@ def tune(
     The same command continues a search that was cut off, under its first parent. A new one begins with what the
     searches under `earlier_run_ids` found, and with `findings`.
     """
+    check_search(config)
     spans = SpanTotals()
     with spans.span("start"):
         from dogbreed_ml.runs import data_inputs

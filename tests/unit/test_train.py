@@ -164,6 +164,39 @@ def test_patience_stops_and_restores_the_best_epoch(clusters: MemoryBatches) -> 
     assert compute_metrics(evaluated.logits, evaluated.labels)["loss"] == pytest.approx(best.metrics["valid/loss"])
 
 
+@pytest.mark.parametrize("leaving", ["closed", "failed"])
+def test_leaving_the_loop_with_patience_restores_the_best_epoch(clusters: MemoryBatches, leaving: str) -> None:
+    class Failing(MemoryBatches):
+        def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            if epoch == 3 and leaving == "failed":
+                raise ZeroDivisionError
+            return super().batches(batch_size, order=order, epoch=epoch)
+
+    generator = torch.Generator().manual_seed(5)
+    noise = MemoryBatches(torch.randn(30, 2048, generator=generator), torch.arange(30) % 3)
+    model = new_head(3, seed=0)
+    training = fit(
+        model,
+        Failing(clusters.inputs, clusters.labels),
+        valid=noise,
+        config=TrainConfig(num_epochs=40, batch_size=8, lr=0.05, schedule="none", patience=9),
+        metrics=compute_metrics,
+        num_classes=3,
+        device=CPU,
+    )
+    results = [next(training) for _ in range(3)]
+    if leaving == "closed":
+        training.close()
+    else:
+        with pytest.raises(ZeroDivisionError):
+            next(training)
+    best = min(results, key=lambda result: result.metrics["valid/loss"])
+    assert best.epoch < 2
+    assert [each.epoch for each in results if each.is_best][-1] == best.epoch
+    evaluated = evaluate(model, noise, device=CPU)
+    assert compute_metrics(evaluated.logits, evaluated.labels)["loss"] == pytest.approx(best.metrics["valid/loss"])
+
+
 def test_leaving_the_loop_keeps_the_last_epoch(clusters: MemoryBatches) -> None:
     model = new_head(3, seed=0)
     config = TrainConfig(num_epochs=5, lr=5e-3)

@@ -18,7 +18,7 @@ from dogbreed_ml.debugging.parameters import TENSOR_RULES, RuleName
 from dogbreed_ml.errors import ConfigError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.profiling.verdicts import Verdict
-from dogbreed_ml.train import EpochResult, build_loss, fit
+from dogbreed_ml.train import EpochResult, build_loss, evaluate, fit
 
 # smdebug 1.0.34 with numpy 1.26.
 pytestmark = pytest.mark.filterwarnings("ignore:tostring.. is deprecated:DeprecationWarning")
@@ -97,7 +97,7 @@ def debug(tmp_path: Path) -> Debug:
                 device=CPU,
                 loss_function=loss_function,
             )
-            results = list(debugger.epochs(training))
+            results = list(debugger.epochs(training, num_epochs=settings.num_epochs))
         verdicts = {verdict.rule: verdict for verdict in debugger.verdicts}
         return Debugged(tensors_dir, results, verdicts, debugger.stopped_by, debugger.notes)
 
@@ -167,6 +167,28 @@ def test_exploding_tensor_stops_the_training(debug: Debug) -> None:
     verdict = debugged.verdicts["ExplodingTensor"]
     assert (verdict.status, verdict.evidence[0].values["step"]) == ("IssuesFound", 2.0)
     assert abs(verdict.evidence[0].start_s - debugged.tensors_dir.stat().st_mtime) < 60
+    assert debugged.notes == ("The rule ExplodingTensor ended the training after epoch 0.",)
+
+
+def test_rule_that_triggers_in_the_last_epoch_ended_nothing(debug: Debug) -> None:
+    debugged = debug(network(), num_epochs=1, lr=1e30, optimizer="sgd", stop_on=("ExplodingTensor",))
+    assert "ExplodingTensor" in debugged.issues()
+    assert (debugged.stopped_by, debugged.notes) == (None, ())
+
+
+def test_stopped_training_with_patience_has_the_best_epochs_weights(debug: Debug) -> None:
+    generator = torch.Generator().manual_seed(3)
+    train, valid = clusters(32, seed=1, spread=3.0), clusters(80, seed=2, spread=3.0)
+    train.labels = torch.randint(0, NUM_CLASSES, (32,), generator=generator)
+    model = network()
+    stop_on: tuple[RuleName, ...] = ("Overtraining",)
+    debugged = debug(model, train, valid=valid, num_epochs=25, lr=3e-2, patience=20, stop_on=stop_on)
+    assert debugged.stopped_by == "Overtraining"
+    best = min(debugged.results, key=lambda each: each.metrics["valid/loss"])
+    assert best.epoch < debugged.results[-1].epoch
+    evaluated = evaluate(model, valid, device=CPU)
+    loss = compute_metrics(evaluated.logits, evaluated.labels)["loss"]
+    assert loss == pytest.approx(best.metrics["valid/loss"])
 
 
 def test_only_a_rule_that_was_named_stops_the_training(debug: Debug) -> None:

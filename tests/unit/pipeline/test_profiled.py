@@ -15,6 +15,7 @@ import torch
 import yaml
 from profilerfiles import steps, write_machine, write_trace
 
+from dogbreed_ml.cli import main
 from dogbreed_ml.config import (
     DataConfig,
     ExperimentConfig,
@@ -28,7 +29,7 @@ from dogbreed_ml.config import (
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.debugging.parameters import TENSOR_RULES
-from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.errors import ProfileError, TrainingError
 from dogbreed_ml.pipeline.profiled import (
     ARTIFACT_DIR,
     AS_RECORDED,
@@ -39,7 +40,7 @@ from dogbreed_ml.pipeline.profiled import (
     profiled_run,
 )
 from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, suggest
-from dogbreed_ml.policies import ProfileConfig
+from dogbreed_ml.policies import ProfileConfig, TensorRuleName
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder
 from dogbreed_ml.spans import NO_SPANS
@@ -88,7 +89,7 @@ def test_verdicts_are_tags_and_figures_are_metrics_of_the_run(context: Context, 
     assert run.info.status == "FINISHED"
     tags = {name: value for name, value in run.data.tags.items() if name.startswith("profiler.")}
     assert {f"profiler.{rule}" for rule in RULES} <= set(tags)
-    assert tags["profiler.StepOutlier"] == "NoIssuesFound"
+    assert tags["profiler.StepOutlier"] == "NotApplicable"
     assert tags["profiler.LossNotDecreasing"] in ("NoIssuesFound", "IssuesFound", "NotApplicable")
     assert run.data.metrics["profiler/num_steps"] == 12
     assert 0 <= run.data.metrics["profiler/data_wait_share"] <= 1
@@ -222,6 +223,91 @@ def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(
         summary = judge_source(str(tmp_path / folder), CONFIG, context=context)
         datapoints = {verdict.rule: verdict.datapoints for verdict in summary.verdicts}
         assert datapoints["AllZero"] > 0
+
+
+def stopping(rule: TensorRuleName, **train: Any) -> ExperimentConfig:
+    """Watched by the debugger, which ends the training when the rule triggers."""
+    settings = ProfileConfig(interval_ms=50, debugger=True, save_interval=1, stop_on=[rule])
+    return replace(CONFIG, profile=settings, train=TrainConfig(**{"num_epochs": 4, "batch_size": 4, **train}))
+
+
+def test_a_profiled_training_that_a_rule_stopped_says_so(context: Context, run_id: str) -> None:
+    del run_id
+    config = stopping("LossNotDecreasing", lr=1e-12)
+    config = replace(config, profile=replace(config.profile, rules={"LossNotDecreasing_num_steps": 1}))
+    summary = profile(config, context=context)
+    assert summary.run_id is not None
+    client = mlflow.MlflowClient(context.tracking_uri)
+    run = client.get_run(summary.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["profiler.stopped_by"] == "LossNotDecreasing"
+    assert run.data.tags["profiler.LossNotDecreasing"] == "IssuesFound"
+    last_epoch = max(each.step for each in client.get_metric_history(summary.run_id, "train/loss"))
+    assert last_epoch < 3
+    note = f"The rule LossNotDecreasing ended the training after epoch {last_epoch}."
+    assert note in Path(summary.report_path).read_text()
+
+
+def test_no_model_is_kept_of_weights_that_exploded(context: Context, run_id: str) -> None:
+    from dogbreed_ml.pipeline.train import train
+
+    del run_id
+    with pytest.raises(TrainingError) as raised:
+        train(stopping("ExplodingTensor", lr=1e30, optimizer="sgd"), context=context)
+    assert re.fullmatch(
+        r"A model's weights must be finite, but 2 of its 2 tensors held NaN or infinity when the rule ExplodingTensor "
+        r"ended the training after 1 epoch: no model is kept\. Lower train\.lr by a factor of 10, and .*",
+        str(raised.value),
+    )
+    client = mlflow.MlflowClient(context.tracking_uri)
+    experiment = client.get_experiment_by_name(CONFIG.name)
+    assert experiment is not None
+    run, *_ = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure.cause"] == f"TrainingError: {raised.value}"
+    assert run.data.tags["profiler.stopped_by"] == "ExplodingTensor"
+    assert run.data.tags["profiler.ExplodingTensor"] == "IssuesFound"
+    assert not [name for name in run.data.metrics if name.startswith("test/")]
+    assert client.search_logged_models([experiment.experiment_id]) == []
+    report = Path(client.download_artifacts(run.info.run_id, "profiler/profiler-report.html")).read_text()
+    assert "The rule ExplodingTensor ended the training after epoch 0." in report
+
+
+@pytest.mark.slow  # 10 s: a model is logged
+def test_the_best_epochs_model_is_kept_of_a_training_that_a_rule_stopped(tmp_path: Path) -> None:
+    from dogbreed_ml.pipeline.train import train
+
+    context = Context(project_dir=tmp_path, argv=("dogbreed",))
+    config = stopping("Overtraining", num_epochs=20, patience=15, lr=0.3)
+    rules = {"Overtraining_patience_validation": 2, "Overtraining_delta": 0}
+    config = replace(config, profile=replace(config.profile, rules=rules))
+    summary = train(config, context=context)
+    assert summary.num_epochs < 16
+    client = mlflow.MlflowClient(context.tracking_uri)
+    run = client.get_run(summary.run_id)
+    assert (run.info.status, run.data.tags["profiler.stopped_by"]) == ("FINISHED", "Overtraining")
+    losses, accuracies = (
+        [each.value for each in client.get_metric_history(summary.run_id, f"valid/{name}")]
+        for name in ("loss", "accuracy_top1")
+    )
+    assert min(losses) < losses[-1]
+    assert summary.valid["accuracy_top1"] == pytest.approx(accuracies[losses.index(min(losses))])
+
+
+@pytest.mark.parametrize("engine", ["optuna", "sagemaker"])
+def test_a_search_refuses_the_debugger_that_it_does_not_run(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--profile.debugger", "true", "--profile.stop_on", "[ExplodingTensor]", "--search.engine", engine]
+    assert main(["tune", *flags]) == 2
+    message = (
+        "error: profile.debugger must be false in a search, got true and profile.stop_on [ExplodingTensor]: no smdebug "
+        "hook runs in its trials, they are judged by their epochs' figures. Pass --profile.debugger false "
+        "--profile.stop_on [], and train the values that the search finds with the debugger on.\n"
+    )
+    assert capfd.readouterr() == ("", message)
+    assert main(["tune", *flags, "--profile.debugger", "false", "--profile.stop_on", "[]", "--print_config"]) == 0
 
 
 @pytest.mark.slow  # 20 s: a model is logged and registered
