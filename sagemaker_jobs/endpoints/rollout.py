@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from dogbreed_ml.cloudconfig import HostingConfig
 from dogbreed_ml.deployments import Action, EventRecord, mark_ended, mark_live, recorded
-from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
+from dogbreed_ml.errors import CloudError, ConfigError
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
+from sagemaker_jobs.endpoints.change import Change
 from sagemaker_jobs.endpoints.deployed import Deployed
 from sagemaker_jobs.endpoints.endpoint_request import SMOKE_SUFFIX, EndpointPlan
 from sagemaker_jobs.endpoints.guards import put_alarms, put_scaling, remove_scaling, ringing
@@ -124,29 +125,30 @@ class Rollout:
             raise
 
     def _update(self, event: EventRecord, before: Standing) -> Smoke | None:
-        name = self.plan.name
-        smoke = None
+        """All traffic on the plan's endpoint config; an update that an earlier command sent is waited for."""
+        name, smoke = self.plan.name, None
+        change = Change(
+            aws=self.aws, event=event, arn=before.arn, lease=before.lease, expires=self.plan.lease.expires
+        )  # fmt: skip
         if before.is_in_service and not before.has_plan:
             self._require_silence()
             smoke = self._prove_beside(event)
             put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
-            # SageMaker refuses to update what is being scaled; while it updates, nothing is scaled anyway.
-            remove_scaling(self.aws, name)
-            endpoints.update(self.aws, self.plan.update)
+            change.send(self.plan.update, serving=before.config_name)
+        else:
+            change.write_end()
+            event.note(smoke=None if before.earlier is None else before.earlier.smoke)
         if not self.waits:
             event.note(outcome="under way")
+            logger.warning("Nobody waits for the update of %s: the same command sees its end, and sets scaling.", name)
+            change.tell_unwaited()
             return smoke
-        try:
-            settled = endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s + 2 * self.hosting.bake_s)
-        except (KeyboardInterrupt, DogbreedError):
-            event.note(left=f"{name}: the update goes on by itself")
-            logger.warning("The update of %s goes on by itself; the same command waits for it again.", name)
-            raise
+        settled = change.wait(timeout_s=self.hosting.timeout_s + 2 * self.hosting.bake_s)
         serving = settled["EndpointConfigName"]
         if settled["EndpointStatus"] != endpoints.IN_SERVICE or serving != self.plan.config_name:
             reason = settled.get("FailureReason", "SageMaker gave no reason")
             event.note(outcome="rolled back", why=reason)
-            self._put_scaling()
+            change.put_back()
             raise CloudError(f"{name} was rolled back and serves {serving} as before: {reason}")
         return smoke
 
@@ -154,7 +156,10 @@ class Rollout:
         """What holds once the version is live: alarms, scaling, tags, and the versions' own words. Returns the tags."""
         name = self.plan.name
         put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
-        self._put_scaling()
+        if self.plan.scaling is None:
+            remove_scaling(self.aws, name)
+        else:
+            put_scaling(self.aws, self.plan.scaling)
         found = endpoints.describe(self.aws, name)
         if found is None:
             raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
@@ -172,10 +177,6 @@ class Rollout:
         """Without --expires, the end that it had."""
         known = "" if before is None else before.lease.expires
         return replace(self.plan.lease, expires=self.plan.lease.expires or known)
-
-    def _put_scaling(self) -> None:
-        if self.plan.scaling is not None:
-            put_scaling(self.aws, self.plan.scaling)
 
     # The proof ------------------------------------------------------------------------------------------------------
 

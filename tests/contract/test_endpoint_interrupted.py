@@ -8,6 +8,7 @@ from endpointmodels import wait_for
 from hostedversions import BUCKET, CONFIG, MODEL, Account, Project, interrupt
 from iamrights import REGION
 
+from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import CloudError
 from sagemaker_jobs.client import LOCAL_ROLE, Aws
 from sagemaker_jobs.endpoints import endpoint, removal
@@ -75,3 +76,66 @@ def test_endpoint_that_an_earlier_command_made_is_never_taken_back(
     assert (second.action, second.replaced_config) == ("update", sent.endpoint_config)
     assert project.version_of(served.invoke()) == 2
     assert project.told()[1:] == [("deploy", 1, "interrupted"), ("update", 2, "done")]
+
+
+def scaling_of(served: Account) -> Any:
+    """Limits and policies, without what differs from one registration to the next."""
+    targets = served.scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    policies = served.scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    tracked = [each["TargetTrackingScalingPolicyConfiguration"] for each in policies]
+    return [(each["MinCapacity"], each["MaxCapacity"]) for each in targets], tracked
+
+
+def scaled(**hosting: Any) -> ExperimentConfig:
+    return replace(CONFIG, hosting=replace(CONFIG.hosting, **{"max_instance_count": 3, **hosting}))
+
+
+def test_update_that_nobody_waits_for_has_its_lease_and_its_scaling(project: Project, served: Account) -> None:
+    project.deploy(1, config=scaled())
+    scaling = scaling_of(served)
+    served.server.faults.lose_answer("UpdateEndpoint")
+    try:
+        sent = project.deploy(2, config=scaled(), no_wait=True, expires="4h")
+    finally:
+        served.server.faults.clear()
+    assert served.tags()["dogbreed:expires"] == sent.lease.expires != ""
+    assert served.tags()["dogbreed:version"] == "1"
+    assert scaling_of(served) == scaling
+    wait_for_service(served, sent.endpoint_config)
+    ended = project.deploy(2, config=scaled())
+    assert ended.lease.expires == served.tags()["dogbreed:expires"] == sent.lease.expires
+    assert served.tags()["dogbreed:version"] == "2"
+    assert project.events()[-1].smoke == sent.smoke
+    # What is live already gets the scaling that is asked for.
+    assert project.deploy(2, config=scaled(max_instance_count=4)).action == "none"
+    assert scaling_of(served)[0] == [(1, 4)]
+
+
+def test_update_that_comes_to_nothing_leaves_lease_and_scaling_as_they_were(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = project.deploy(1, config=scaled(), expires="8h")
+    scaling, tags = scaling_of(served), served.tags()
+    other = scaled(instance_type="ml.m5.large", max_instance_count=9)
+    seen: list[Any] = []
+
+    def refuse(*_: Any) -> None:
+        seen.append((scaling_of(served)[0], served.tags()["dogbreed:expires"] != tags["dogbreed:expires"]))
+        raise CloudError("Could not update the endpoint dogs: no capacity.")
+
+    # SageMaker's roll-back, without the minute that an alarm takes.
+    for update, message in ((refuse, "no capacity"), (lambda *_: None, f"serves {first.endpoint_config} as before")):
+        with monkeypatch.context() as patched:
+            patched.setattr(endpoint, "update", update)
+            with pytest.raises(CloudError, match=message):
+                project.deploy(2, config=other, expires="1h")
+        assert (scaling_of(served), served.tags()) == (scaling, tags)
+    # SageMaker refuses another instance type for what is scaled; the lease is there before the update is.
+    assert seen == [([], True)]
+    with monkeypatch.context() as patched:
+        interrupt(patched, "dogs")
+        with pytest.raises(KeyboardInterrupt):
+            project.deploy(2, config=other)
+    assert "Nothing scales dogs until the same command has seen the update's end" in caplog.text
+    project.deploy(2, config=other)
+    assert scaling_of(served)[0] == [(1, 9)]
