@@ -1,6 +1,7 @@
 """CreateTrainingJob, built from the config: pure, so that a dry run shows what would be sent."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,6 +13,8 @@ from sagemaker_jobs.client import check
 from sagemaker_jobs.images import debugger_image_uri, image_uri
 from sagemaker_jobs.training.jobinputs import JobInputs
 from sagemaker_jobs.training.metrics import metric_definitions
+
+logger = logging.getLogger(__name__)
 
 MAX_HYPERPARAMETERS: Final = 100
 MAX_HYPERPARAMETER_CHARACTERS: Final = 2500
@@ -27,6 +30,10 @@ _SHOWN_SECTIONS = ("train.", "model.")
 # model.weights is a path of this machine; the job has its weights from a channel.
 _HIDDEN = ("model.weights",)
 _PROFILING_INTERVALS_MS = (100, 200, 500, 1000, 5000, 60000)
+# AWS refuses VolumeKmsKeyId for these: families of accelerators by name, others by the d of their NVMe disks.
+_LOCAL_STORAGE = re.compile(
+    r"ml\.(g4dn|g4ad|g[5-9]e?|gr6|p3dn|p4de?|p[5-9](e|en)?|trn[12]n?|dl1|i\d\w*|[a-z]+\d[a-z]*d[a-z]*)[.-].*"
+)
 _TAG_REFUSED = re.compile(r"[^\w\s.:/=+\-@]")
 
 
@@ -108,7 +115,14 @@ def shared_members(config: ExperimentConfig, inputs: JobInputs) -> dict[str, Any
     if wanted.keep_alive_s:
         resources["KeepAlivePeriodInSeconds"] = wanted.keep_alive_s
     if wanted.kms_key_id:
-        resources["VolumeKmsKeyId"] = output["KmsKeyId"] = wanted.kms_key_id
+        output["KmsKeyId"] = wanted.kms_key_id
+        if _LOCAL_STORAGE.fullmatch(wanted.instance_type):
+            logger.warning(
+                "%s encrypts its own disks in hardware and takes no key for them; sagemaker.kms_key_id is for the rest",
+                wanted.instance_type,
+            )
+        else:
+            resources["VolumeKmsKeyId"] = wanted.kms_key_id
     if wanted.spot:
         stopping["MaxWaitTimeInSeconds"] = wanted.max_wait_s or 2 * wanted.max_runtime_s
     members: dict[str, Any] = {

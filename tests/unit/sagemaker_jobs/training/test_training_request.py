@@ -88,8 +88,9 @@ def test_training_request_starts_several_instances_by_torchrun() -> None:
 
 def test_training_request_passes_network_keys_and_warm_pool_through() -> None:
     request = build(
+        sagemaker__instance_type="ml.m5.xlarge",
         sagemaker__keep_alive_s=900,
-        sagemaker__kms_key_id="alias/dogs",
+        sagemaker__kms_key_id="0a1b2c3d-0a1b",
         sagemaker__subnets=["subnet-1"],
         sagemaker__security_group_ids=["sg-1"],
         sagemaker__encrypt_traffic=True,
@@ -97,10 +98,33 @@ def test_training_request_passes_network_keys_and_warm_pool_through() -> None:
     )
 
     assert request["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 900
-    assert request["ResourceConfig"]["VolumeKmsKeyId"] == request["OutputDataConfig"]["KmsKeyId"] == "alias/dogs"
+    assert request["ResourceConfig"]["VolumeKmsKeyId"] == request["OutputDataConfig"]["KmsKeyId"] == "0a1b2c3d-0a1b"
     assert request["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert request["EnableInterContainerTrafficEncryption"] is True
     assert {"Key": "team", "Value": "kennel"} in request["Tags"]
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "is_local"),
+    [
+        ("ml.g4dn.xlarge", True), ("ml.g5.2xlarge", True), ("ml.g6e.xlarge", True), ("ml.g7e.2xlarge", True),
+        ("ml.p3dn.24xlarge", True), ("ml.p4d.24xlarge", True), ("ml.p4de.24xlarge", True), ("ml.p5.4xlarge", True),
+        ("ml.p5en.48xlarge", True), ("ml.p6-b200.48xlarge", True), ("ml.trn1n.32xlarge", True),
+        ("ml.r5d.large", True), ("ml.m5.xlarge", False), ("ml.c5n.xlarge", False), ("ml.p3.2xlarge", False),
+        ("ml.m7i-flex.large", False),
+    ],
+)  # fmt: skip
+def test_training_request_asks_for_no_volume_key_where_the_instance_brings_its_disk(
+    instance_type: str, is_local: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = build(
+        sagemaker__kms_key_id="0a1b2c3d-0a1b", sagemaker__instance_type=instance_type, sagemaker__image_uri="mine"
+    )
+
+    assert ("VolumeKmsKeyId" in request["ResourceConfig"]) is not is_local
+    assert request["OutputDataConfig"]["KmsKeyId"] == "0a1b2c3d-0a1b"
+    told = f"{instance_type} encrypts its own disks in hardware and takes no key for them"
+    assert any(told in line for line in caplog.messages) is is_local
 
 
 def test_training_request_has_sagemakers_rules_only_where_asked_for() -> None:
@@ -152,7 +176,8 @@ def test_training_request_takes_the_users_image_instead_of_awss() -> None:
     [
         ({"sagemaker__instance_type": "ml.dog.xlarge", "sagemaker__image_uri": "a/b:1"}, "instanceType"),
         ({"sagemaker__subnets": ["a subnet"], "sagemaker__security_group_ids": ["sg-1"]}, "vpcConfig"),
-        ({"sagemaker__kms_key_id": "not a key"}, "kmsKeyId"),
+        ({"sagemaker__kms_key_id": "not a key"}, "sagemaker.kms_key_id must be a key's id"),
+        ({"sagemaker__kms_key_id": "alias/dogs"}, "sagemaker.kms_key_id must be a key's id"),
         ({"sagemaker__environment": {"A": "x" * 2000}}, "environment"),
         ({"sagemaker__tags": {f"tag{n}": "x" for n in range(60)}}, "sagemaker.tags"),
     ],
