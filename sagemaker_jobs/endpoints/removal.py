@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import Action, EventRecord, mark_ended, recorded
-from dogbreed_ml.errors import CloudError, ConfigError, TrackingError
+from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError, TrackingError
 from sagemaker_jobs.client import Aws, translated
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.endpoint_request import SMOKE_SUFFIX, name_stem
@@ -85,7 +85,8 @@ def delete(
                 f"delete needs the name of an endpoint that this project deployed, got {name!r}; SageMaker has: "
                 f"{known or 'none'}."
             )
-        if found is not None and found["EndpointStatus"] != endpoints.FAILED and not yes:
+        is_live = found is not None and found["EndpointStatus"] not in (endpoints.FAILED, endpoints.DELETING)
+        if is_live and not yes:
             _ask(aws, name, lease, confirm)
         return remove(aws, lease, config, context=context, action="delete")
 
@@ -93,18 +94,33 @@ def delete(
 def remove(
     aws: Aws, lease: Lease, config: ExperimentConfig, *, context: Context, action: Action, why: str | None = None
 ) -> Removal:
-    """Removes what `lease.endpoint` names, the dearest first, and records it."""
+    """Removes what `lease.endpoint` names, the dearest first, and records it; cut off, it says what may be left."""
     name = lease.endpoint
     with _recorded(action, lease, config, context=context, why=why) as (tracker, event):
-        had_scaling = remove_scaling(aws, name)
-        had_endpoint = endpoints.delete(aws, name, timeout_s=config.hosting.timeout_s)
-        _remove_smoke_endpoint(aws, name, config)
-        alarms = delete_alarms(aws, name)
-        configs, models, archives = _remove_parts(aws, name)
+        try:
+            removal = _remove(aws, name, config)
+        except (KeyboardInterrupt, DogbreedError):
+            if event is not None:
+                event.note(left=name)
+            logger.warning(
+                "Not all of %s is deleted, and it may cost money: `dogbreed delete %s --target sagemaker` goes on.",
+                name,
+                name,
+            )
+            raise
         if event is not None:
-            event.note(endpoint_config=", ".join(configs) or None)
+            event.note(endpoint_config=", ".join(removal.endpoint_configs) or None)
         if tracker is not None:
             mark_ended(tracker, lease.model, int(lease.version), endpoint=name)
+    return removal
+
+
+def _remove(aws: Aws, name: str, config: ExperimentConfig) -> Removal:
+    had_scaling = remove_scaling(aws, name)
+    had_endpoint = endpoints.delete(aws, name, timeout_s=config.hosting.timeout_s)
+    _remove_smoke_endpoint(aws, name, config)
+    alarms = delete_alarms(aws, name)
+    configs, models, archives = _remove_parts(aws, name)
     return Removal(
         name=name,
         had_endpoint=had_endpoint,

@@ -10,8 +10,9 @@ from iamrights import REGION
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import CloudError
+from dogbreed_ml.registry import load_version
 from sagemaker_jobs.client import LOCAL_ROLE, Aws
-from sagemaker_jobs.endpoints import endpoint, removal
+from sagemaker_jobs.endpoints import endpoint, removal, rollback
 from sagemaker_jobs.endpoints.endpoint_request import Place, endpoint_plan
 from sagemaker_jobs.endpoints.leases import Lease
 
@@ -139,3 +140,52 @@ def test_update_that_comes_to_nothing_leaves_lease_and_scaling_as_they_were(
     assert "Nothing scales dogs until the same command has seen the update's end" in caplog.text
     project.deploy(2, config=other)
     assert scaling_of(served)[0] == [(1, 9)]
+
+
+def test_rollback_that_was_cut_off_is_seen_to_its_end_and_not_followed_by_another(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = {version: project.deploy(version).endpoint_config for version in (1, 2, 3)}
+    with monkeypatch.context() as patched:
+        interrupt(patched, "dogs")
+        with pytest.raises(KeyboardInterrupt):
+            rollback.rollback("dogs", CONFIG, context=project.context)
+    assert project.events()[-1].left == "dogs: the update goes on by itself"
+    assert "The update of dogs goes on by itself; the same command waits for it again" in caplog.text
+    wait_for_service(served, configs[2])
+    assert served.tags()["dogbreed:version"] == "3"
+    back = rollback.rollback("dogs", CONFIG, context=project.context)
+    assert (back.version, back.endpoint_config) == (2, configs[2])
+    assert (back.replaced_version, back.replaced_config) == (3, configs[3])
+    assert project.version_of(served.invoke()) == 2
+    assert served.tags()["dogbreed:version"] == "2"
+    with project.tracker() as tracker:
+        assert load_version(tracker, MODEL, 3).tags["serving.until"]
+    assert project.told()[-2:] == [("rollback", 2, "interrupted"), ("rollback", 2, "done")]
+    assert rollback.rollback("dogs", CONFIG, context=project.context).version == 1
+
+
+def test_removal_that_was_cut_off_goes_on_with_the_same_command(
+    project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ctrl_c(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    project.deploy(1)
+    with monkeypatch.context() as patched:
+        # DeleteEndpoint is sent; its end is waited for.
+        patched.setattr(endpoint, "wait_until", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            removal.delete("dogs", CONFIG, context=project.context, confirm=lambda _: True)
+    (deployed, cut_off) = project.events()
+    assert (deployed.outcome, cut_off.action, cut_off.outcome, cut_off.left) == (
+        "done",
+        "delete",
+        "interrupted",
+        "dogs",
+    )
+    assert "Not all of dogs is deleted, and it may cost money: `dogbreed delete dogs" in caplog.text
+    removal.delete("dogs", CONFIG, context=project.context, confirm=None)
+    assert not any(served.names().values())
+    assert served.object_keys() == []
+    assert project.told()[-1] == ("delete", 1, "done")
