@@ -49,6 +49,18 @@ def uses_features(config: ExperimentConfig) -> bool:
     return config.model.trainable != "all" and (config.train.augmentation == "none" or config.train.num_views > 1)
 
 
+def keeping_features(config: ExperimentConfig) -> ExperimentConfig:
+    """The config itself where it keeps features; else what a feature pass over its images can be: the frozen whole
+    network on plain images, whose 2,048 numbers an image fit wherever the images do."""
+    if uses_features(config):
+        return config
+    return replace(
+        config,
+        model=replace(config.model, trainable="head"),
+        train=replace(config.train, augmentation="none", num_views=1),
+    )
+
+
 @dataclass
 class Workbench:
     """Prepares feeds and models for configs that share one data set.

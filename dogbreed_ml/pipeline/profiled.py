@@ -36,7 +36,7 @@ from dogbreed_ml.profiling.session import TAG_PREFIX, Profile, ProfileSession, j
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.train import Batches, EpochResult, FitState, Metrics, build_loss, fit
-from dogbreed_ml.workbench import Workbench, uses_features
+from dogbreed_ml.workbench import Workbench, keeping_features, uses_features
 
 if TYPE_CHECKING:
     from dogbreed_ml.tracking import Run
@@ -52,6 +52,11 @@ DEBUG_OUTPUT_DIR: Final = "debug-output"
 
 STOPPED_BY_TAG: Final = f"{TAG_PREFIX}stopped_by"
 """The rule of profile.stop_on that ended a run's training."""
+
+_PASS_NOTE: Final = (
+    "The training runs the whole network on images and keeps no features: the feature pass was made for this profile "
+    "alone, through the frozen whole network on plain images, and counts as initialisation."
+)
 
 AS_RECORDED: Final = " (judged during the run, by its parameters)"
 """Ends the reason of a verdict that was not made anew."""
@@ -89,7 +94,8 @@ class ProfileSummary:
 
 
 def profile(config: ExperimentConfig, *, context: Context) -> ProfileSummary:
-    """A profiled training run. Its feature pass is always made, cold: the kept features are not looked at."""
+    """A profiled training run. A feature pass is always made, cold: the kept features are not looked at, and where the
+    training keeps none, a pass is made for the profile alone."""
     from dogbreed_ml.tracking import Tracker
 
     profiled_config = replace(config, profile=replace(config.profile, enabled=True))
@@ -107,7 +113,10 @@ def profile(config: ExperimentConfig, *, context: Context) -> ProfileSummary:
             bench = Workbench(splits, context.project_dir, device_of(), context.progress, spans=profiler.spans)
             stack.enter_context(closing(bench))
             with profiler.spans.span("features"):
+                bench.feeds(keeping_features(cold))
                 feeds = bench.feeds(cold)
+            if not uses_features(cold):
+                profiler.note(_PASS_NOTE)
             for result in profiler.epochs(bench, cold, bench.model(cold), feeds.train, valid=feeds.valid):
                 logger.info("%s", result.render())
                 run.log_epoch(result)
@@ -198,6 +207,10 @@ class RunProfiler:
         if self._profile is None:
             raise ProfileError("There is a profile only where profile.enabled is true, and after the training.")
         return self._profile
+
+    def note(self, text: str) -> None:
+        """One sentence for the report and the log."""
+        self._notes += (text,)
 
     def epochs(
         self,

@@ -115,6 +115,40 @@ def test_the_feature_pass_is_made_cold_with_its_phases(context: Context, run_id:
     assert counts["features"] == counts["data"] == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        (ModelConfig(weights="random"), TrainConfig(num_epochs=1, batch_size=16, num_workers=1, augmentation="flip")),
+        pytest.param(
+            ModelConfig(weights="random", trainable="all"),
+            TrainConfig(num_epochs=1, batch_size=16, num_workers=1),
+            marks=pytest.mark.slow,  # 5 s, as long as its sibling
+        ),
+    ],
+    ids=["fresh augmentation", "trainable all"],
+)
+def test_a_training_that_keeps_no_features_has_the_cold_pass_too(
+    context: Context, model: ModelConfig, train: TrainConfig
+) -> None:
+    features_dir = context.project_dir / CONFIG.features.dir
+    before = sorted(features_dir.rglob("*"))
+    config = replace(CONFIG, model=model, train=train)
+    summary = profile(config, context=context)
+    found = judge_folder(context.project_dir / PROFILES_DIR / str(summary.run_id) / ARTIFACT_DIR, config.profile)
+    counts = found.recording.timeline.frame["name"].value_counts()
+    num_images = sum(len(split) for split in _splits(context))
+    assert counts["features/decode"] == counts["features/transform"] == num_images
+    assert min(counts["features/forward"], counts["features/write"]) >= 1
+    assert counts["features"] == 1
+    # The training is the one that was asked for: steps on images, by a loader process.
+    assert counts["Step:ModeKeys.TRAIN"] == summary.figures["profiler/num_steps"] == 2
+    loader = found.recording.timeline.loader
+    assert loader is not None
+    assert loader.num_workers == 1
+    assert "the feature pass was made for this profile alone" in Path(summary.report_path).read_text()
+    assert sorted(features_dir.rglob("*")) == before
+
+
 def _splits(context: Context) -> tuple[Any, Any, Any]:
     splits = load_splits(CONFIG.data, project_dir=context.project_dir)
     return splits.train, splits.valid, splits.test
