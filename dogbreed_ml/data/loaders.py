@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from multiprocessing import active_children
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +47,8 @@ class ImageBatches:
         self._pin_memory = pin_memory
         self._plan = _Plan()
         self._loader: DataLoader[Batch] | None = None
+        self.worker_pids: tuple[int, ...] = ()
+        """Of the worker processes, once they have started."""
 
     def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[Batch]:
         """One pass in `order`, a permutation int64 (n,), or in the split's own order for None; the last batch is short.
@@ -54,9 +57,14 @@ class ImageBatches:
         """
         indices = list(range(self.num_samples)) if order is None else order.tolist()
         self._plan.set(epoch, indices, batch_size)
+        is_first = self._loader is None
         if self._loader is None:
             self._loader = self._build_loader()
-        for batch in self._loader:
+        before = {each.pid for each in active_children()} if is_first else set()
+        loaded = iter(self._loader)
+        if is_first:
+            self.worker_pids = tuple(sorted(each.pid or 0 for each in active_children() if each.pid not in before))
+        for batch in loaded:
             # An exception raised in a worker would arrive wrapped in its traceback; a value arrives as it is.
             if isinstance(batch, DataError):
                 self.close()

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dogbreed_ml.profiling.gpusamples import Values, num_looked_at, patient_gpus, shortness, windows
-from dogbreed_ml.profiling.recordings import Recording, SystemSamples
+from dogbreed_ml.profiling.recordings import Recording
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, NO_GPU, Evidence, Status, Verdict, not_applicable
 
 
@@ -180,23 +180,30 @@ def gpu_memory_increase(recording: Recording, parameters: Mapping[str, Any]) -> 
 def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
     """For each pair of GPUs: triggers where the distance between the histograms of their utilisation is above
     `threshold`. The distance is the earth mover's, as a share of the whole range: 0 for equal ones, 1 for one at 0 %
-    and one at 100 %. On a machine without a GPU the pairs are the worker processes of the loader.
+    and one at 100 %. On a machine without a GPU the pairs are the worker processes of one split's loader: valid's have
+    nothing to do while train's work.
 
     details: kind (GPU or worker), pairs (a, b, distance; the largest), histograms -> where -> 10 shares, 0 to 100 %.
     """
-    kind, series = _balanced_series(recording.system)
-    if len(series) < 2:
+    kind, groups = _balanced_series(recording)
+    comparable = [sorted(map(len, group.values()))[-2] for group in groups if len(group) > 1]
+    if not comparable:
         few = f"{NO_GPU}, and fewer than two workers" if kind == "worker" else "one GPU has nothing to balance"
         return not_applicable("LoadBalancing", few)
-    second_longest = sorted(len(values) for values in series.values())[-2]
-    if missing := shortness(second_longest, parameters):
-        return not_applicable("LoadBalancing", missing, datapoints=second_longest)
-    series = {where: values for where, values in series.items() if len(values) >= parameters["patience"]}
+    if missing := shortness(max(comparable), parameters):
+        return not_applicable("LoadBalancing", missing, datapoints=max(comparable))
+    patience = parameters["patience"]
+    groups = [{where: each for where, each in group.items() if len(each) >= patience} for group in groups]
+    series = {where: values for group in groups for where, values in group.items() if len(group) > 1}
     from scipy.stats import wasserstein_distance
 
     start_s, end_s = recording.system.start_s, recording.system.end_s
     pairs = sorted(
-        ((float(wasserstein_distance(series[a], series[b])) / 100.0, a, b) for a, b in combinations(series, 2)),
+        (
+            (float(wasserstein_distance(group[a], group[b])) / 100.0, a, b)
+            for group in groups
+            for a, b in combinations(group, 2)
+        ),
         reverse=True,
     )
     evidence = [
@@ -223,11 +230,15 @@ def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdi
     )  # fmt: skip
 
 
-def _balanced_series(system: SystemSamples) -> tuple[str, dict[str, Values]]:
-    """Utilisation in percent by `node name`."""
+def _balanced_series(recording: Recording) -> tuple[str, list[dict[str, Values]]]:
+    """What should be used alike, group by group: utilisation in percent by `node name`."""
+    system, loader = recording.system, recording.timeline.loader
     kind, dimension = ("GPU", "GPUUtilization") if system.has_gpu else ("worker", "WorkerCPUUtilization")
-    groups = system.select(dimension).groupby(["node", "name"], observed=True)["value"]
-    return kind, {f"{node} {name}": values.clip(0, 100).to_numpy() for (node, name), values in groups}
+    groups: dict[str, dict[str, Values]] = {}
+    for (node, name), values in system.select(dimension).groupby(["node", "name"], observed=True)["value"]:
+        group = loader.split_of(str(name)) if loader is not None and kind == "worker" else ""
+        groups.setdefault(group, {})[f"{node} {name}"] = values.clip(0, 100).to_numpy()
+    return kind, list(groups.values())
 
 
 def _stretches(table: pd.DataFrame, flags: NDArray[np.bool_]) -> Iterator[tuple[float, float, pd.DataFrame]]:

@@ -61,8 +61,8 @@ def step_outlier(recording: Recording, parameters: Mapping[str, Any]) -> Verdict
             f"a short run, of {num_steps} steps no more than {num_possible} can be {parameters['stddev']} standard "
             f"deviations above the mean, and {parameters['n_outliers']} are tolerated"
         )
-        told = {"triggered": num_outliers, "evidence": tuple(evidence[:MAX_EVIDENCE]), "details": details}
-        return replace(not_applicable("StepOutlier", short, datapoints=num_steps), **told)
+        verdict = not_applicable("StepOutlier", short, datapoints=num_steps)
+        return replace(verdict, triggered=num_outliers, evidence=tuple(evidence[:MAX_EVIDENCE]), details=details)
     is_issue = num_outliers > parameters["n_outliers"]
     lost = sum(details["modes"][mode]["lost_s"] for mode in modes)
     reason = (

@@ -169,9 +169,14 @@ def _read_events(path: Path, rows: _Rows, node: str, worker: str, notes: list[st
                 thread, step = int(event.get("tid", 0)), int(args.get("step_num", -1))
                 rows.add((name, phase, node, worker), thread, origin + int(start), int(duration), step)
                 if phase == LOADER_EVENT and "num_workers" in args:
-                    rows.loader = LoaderProcesses(int(args["num_workers"]), bool(args.get("pin_memory", False)))
+                    rows.loader = _loader(args)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProfileError(f"{path} must hold Chrome trace events, but {place} is none: {error!r}.") from error
+
+
+def _loader(args: Mapping[str, Any]) -> LoaderProcesses:
+    pids = {split: tuple(map(int, each)) for split, each in dict(args.get("pids", {})).items()}
+    return LoaderProcesses(int(args["num_workers"]), bool(args.get("pin_memory", False)), pids)
 
 
 def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:

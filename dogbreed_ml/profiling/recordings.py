@@ -4,6 +4,7 @@ Both are the same whether this project or SageMaker wrote the files. Columns tha
 categoricals, so that 1,000,000 samples take some 25 MB.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,9 @@ Mode = Literal["TRAIN", "EVAL"]
 
 STEP_PREFIX = "Step:ModeKeys."
 """smdebug's name of a step event is this and the mode; GLOBAL where a script never set one."""
+
+WORKER_PREFIX = "worker-"
+"""The name of a worker process in samples is this and its process id."""
 
 SYSTEM_COLUMNS = ("timestamp_s", "value", "kind", "name", "dimension", "node")
 TIMELINE_COLUMNS = ("name", "phase", "node", "worker", "thread", "start_us", "duration_us", "step")
@@ -110,7 +114,15 @@ class LoaderProcesses:
     """The processes that load images for one training process."""
 
     num_workers: int
+    """For one split."""
     pin_memory: bool = False
+    pids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By split; empty where nobody wrote it down."""
+
+    def split_of(self, worker: str) -> str:
+        """Of a worker as samples name it, such as worker-1234; empty where it is not known."""
+        pid = worker.removeprefix(WORKER_PREFIX)
+        return next((split for split, pids in self.pids.items() if pid in map(str, pids)), "")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self, TextIO
 import psutil
 
 from dogbreed_ml.profiling.formats import render_sample, system_path
+from dogbreed_ml.profiling.recordings import WORKER_PREFIX
 from dogbreed_ml.profiling.timeline import Clock
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class _Meters:
             if percent is None:
                 del self._workers[pid]
             else:
-                yield Sample("worker", f"worker-{pid}", "WorkerCPUUtilization", percent)
+                yield Sample("worker", f"{WORKER_PREFIX}{pid}", "WorkerCPUUtilization", percent)
 
 
 class _Gpus:

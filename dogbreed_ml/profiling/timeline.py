@@ -112,7 +112,8 @@ class TimelineRecorder:
 
     def _loader_event(self, start: int, loader: LoaderProcesses) -> Event:
         kind = "_MultiProcessingDataLoaderIter" if loader.num_workers else "_SingleProcessDataLoaderIter"
-        args = {"num_workers": loader.num_workers, "pin_memory": loader.pin_memory}
+        pids = {split: list(each) for split, each in loader.pids.items()}
+        args = {"num_workers": loader.num_workers, "pin_memory": loader.pin_memory, "pids": pids}
         return Event(f"{kind}.__init__", LOADER_EVENT, self.clock.epoch_us(start), 0, 0, 0, args)
 
     def _code(self, name: str) -> int:

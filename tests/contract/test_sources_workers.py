@@ -53,8 +53,9 @@ def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split)
     _images(batches, epoch=0)
     workers = _children() - others
     assert len(workers) == 2
+    assert set(batches.worker_pids) == workers
     _images(batches, epoch=1)
-    assert _children() - others == workers
+    assert _children() - others == workers == set(batches.worker_pids)
     del batches
     gc.collect()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)

@@ -21,7 +21,16 @@ from profilerfiles import START_S, steps, write_samples, write_trace
 from smdebug_rulesconfig.profiler_rules import rules as rule_configs
 from torch import Tensor, nn
 
-from dogbreed_ml.config import TrainConfig
+from dogbreed_ml.config import (
+    DataConfig,
+    ExperimentConfig,
+    FeaturesConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from dogbreed_ml.context import Context
+from dogbreed_ml.pipeline.profiled import profile
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import LoaderProcesses
@@ -306,6 +315,29 @@ def test_two_imbalanced_workers_are_found(tmp_path: Path, busy: tuple[bool, bool
     verdict = verdict_of(tmp_path, rule_configs.LoadBalancing(patience=10, threshold=0.1))
     assert verdict.status == status, verdict.reason
     assert verdict.details["kind"] == "worker"
+
+
+def test_workers_of_a_real_loader_are_compared_within_their_split(tmp_path: Path) -> None:
+    config = ExperimentConfig(
+        data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
+        model=ModelConfig(weights="random"),
+        features=FeaturesConfig(backend="torch-fp32"),
+        train=TrainConfig(num_epochs=1, batch_size=8, augmentation="flip", num_workers=2),
+        profile=ProfileConfig(interval_ms=50),
+        tracking=TrackingConfig(system_metrics=False),
+    )
+    summary = profile(config, context=Context(tmp_path, argv=("dogbreed", "profile")))
+    recording = read_recording(Path(summary.report_path).parent)
+    loader = recording.timeline.loader
+    assert loader is not None
+    assert {split: len(pids) for split, pids in loader.pids.items()} == {"train": 2, "valid": 2}
+    splits = {loader.split_of(str(name)) for name in recording.system.select("WorkerCPUUtilization")["name"]}
+    assert {"train", "valid"} <= splits
+    (verdict,) = judge(recording, [rule_configs.LoadBalancing(patience=2)])
+    assert verdict.details["kind"] == "worker"
+    for pair in verdict.details["pairs"]:
+        names = [pair[each].removeprefix("algo-1 ") for each in ("a", "b")]
+        assert len({loader.split_of(name) for name in names}) == 1
 
 
 # On a GPU -----------------------------------------------------------------------------------------------------------

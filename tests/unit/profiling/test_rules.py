@@ -217,6 +217,22 @@ def test_load_balancing_judges_workers_where_there_is_no_gpu(tmp_path: Path) -> 
     assert sum(verdict.details["histograms"]["algo-1 worker-11"]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("idle_share", "status"), [(0.0, "NoIssuesFound"), (0.9, "IssuesFound")])
+def test_load_balancing_compares_the_workers_of_one_split(tmp_path: Path, idle_share: float, status: str) -> None:
+    uses = {11: 90.0, 12: 90.0 * (1 - idle_share), 21: 1.0, 22: 1.0}
+    samples = [
+        (START_S + tick, "worker", f"worker-{pid}", "WorkerCPUUtilization", value)
+        for tick in range(50)
+        for pid, value in uses.items()
+    ]
+    write_samples(tmp_path, samples)
+    loader = loader_start(2)
+    loader["args"]["pids"] = {"train": [11, 12], "valid": [21, 22]}
+    write_trace(tmp_path, [loader, *steps([1000] * 10)])
+    verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
+    assert (verdict.status, len(verdict.details["pairs"]), verdict.datapoints) == (status, 2, 200)
+
+
 def test_load_balancing_has_nothing_to_say_of_one_gpu(tmp_path: Path) -> None:
     write_machine(tmp_path, gpus={"gpu0": constant(5)})
     assert one(tmp_path, rule_configs.LoadBalancing()).reason == "not applicable: one GPU has nothing to balance"

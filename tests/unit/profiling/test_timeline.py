@@ -123,7 +123,7 @@ def test_nothing_recorded_writes_no_file(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_back_to_the_last_event(tmp_path: Path) -> None:
     recorder = TimelineRecorder()
-    recorder.loader = LoaderProcesses(3, pin_memory=True)
+    recorder.loader = LoaderProcesses(3, pin_memory=True, pids={"train": (7, 8, 9)})
     record_epoch(recorder, num_steps=50, num_eval_steps=3)
     recorder.write(tmp_path)
     timeline = read_timeline(tmp_path)
@@ -131,7 +131,7 @@ def test_what_is_written_is_read_back_to_the_last_event(tmp_path: Path) -> None:
     read = sorted(timeline.frame[columns].astype({"name": str, "phase": str}).itertuples(index=False, name=None))
     made = [(e.name, e.phase, e.thread, e.start_us, e.duration_us, e.step) for e in recorder.events()]
     assert read == sorted(made)
-    assert timeline.loader == LoaderProcesses(3, pin_memory=True)
+    assert timeline.loader == recorder.loader
     assert timeline.notes == ()
 
 
