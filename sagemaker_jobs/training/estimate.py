@@ -70,6 +70,12 @@ class Estimate:
     max_runtime_s: int
     """SageMaker ends a training after that."""
     is_spot: bool
+    num_feature_jobs: int = 0
+    """Jobs before the trainings that compute their features."""
+    num_parallel: int = 1
+    """Trainings at once."""
+    keep_alive_s: int = 0
+    """How long each instance stays, and is paid for, after a job."""
     price: Price | None = None
 
     @property
@@ -80,17 +86,22 @@ class Estimate:
 
     @property
     def usd(self) -> float | None:
-        """For `total_s` on every instance; several instances share the work, how well is not known."""
+        """For `total_s` on every instance; several instances share the work, how well is not known.
+
+        Instances that stay for the next job are counted once, after the last.
+        """
         if self.price is None or self.total_s is None:
             return None
-        return self.price.usd_per_hour * self.total_s / 3600
+        idle_s = self.keep_alive_s * self.num_instances * self.num_parallel
+        return self.price.usd_per_hour * (self.total_s + idle_s) / 3600
 
     @property
     def max_usd(self) -> float | None:
-        """Where every training runs until SageMaker ends it."""
+        """Where every job runs until SageMaker ends it, and no instance is taken up by the next."""
         if self.price is None:
             return None
-        hours = self.num_trainings * self.num_instances * self.max_runtime_s / 3600
+        num_jobs = self.num_feature_jobs + self.num_trainings
+        hours = num_jobs * self.num_instances * (self.max_runtime_s + self.keep_alive_s) / 3600
         return self.price.usd_per_hour * hours
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,10 +111,11 @@ class Estimate:
         if self.features_s is None or self.training_s is None or self.total_s is None:
             lines = ["time    unknown: the photographs are in S3 and were not counted"]
         else:
+            first = " in a job of their own" if self.num_feature_jobs else ""
             lines = [
-                f"time    {self.total_s:.0f} s (features {self.features_s:.0f} s, {self.num_trainings} x training "
-                f"{self.training_s / self.num_trainings:.0f} s), measured on this machine: the instance differs, "
-                "and its start takes minutes more"
+                f"time    {self.total_s:.0f} s (features {self.features_s:.0f} s{first}, {self.num_trainings} x "
+                f"training {self.training_s / self.num_trainings:.0f} s), measured on this machine: the instance "
+                "differs, and its start takes minutes more"
             ]
         if self.price is None:
             return "\n".join(
@@ -111,7 +123,12 @@ class Estimate:
             )
         cost = "unknown" if self.usd is None else f"${self.usd:.2f} at this machine's speed"
         spot = "; spot capacity costs less" if self.is_spot else ""
-        most = f"at most ${self.max_usd:.2f} (sagemaker.max_runtime_s={self.max_runtime_s})"
+        limits = f"sagemaker.max_runtime_s={self.max_runtime_s}"
+        if self.num_feature_jobs:
+            limits = f"{self.num_feature_jobs + self.num_trainings} jobs, {limits}"
+        if self.keep_alive_s:
+            limits += f", sagemaker.keep_alive_s={self.keep_alive_s}"
+        most = f"at most ${self.max_usd:.2f} ({limits})"
         return "\n".join([*lines, f"cost    {cost}, {most}; {self.price.render()}{spot}"])
 
 
@@ -121,6 +138,8 @@ def estimate_jobs(
     *,
     price: Price | None,
     num_trainings: int = 1,
+    num_parallel: int = 1,
+    num_feature_jobs: int = 0,
     progress: Progress = NO_PROGRESS,
 ) -> Estimate:
     """Measures a few steps (about 10 s on an idle machine) and multiplies."""
@@ -137,6 +156,9 @@ def estimate_jobs(
         num_instances=config.sagemaker.instance_count,
         max_runtime_s=config.sagemaker.max_runtime_s,
         is_spot=config.sagemaker.spot,
+        num_feature_jobs=num_feature_jobs,
+        num_parallel=min(num_parallel, num_trainings),
+        keep_alive_s=config.sagemaker.keep_alive_s,
         price=price,
     )
 

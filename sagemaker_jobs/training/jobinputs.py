@@ -53,6 +53,10 @@ class JobPlan:
     files: Mapping[str, Path]
     contents: Mapping[str, bytes]
 
+    def beside(self, other: "JobPlan") -> "JobPlan":
+        """What lies in S3 for both, with this one's inputs."""
+        return replace(self, files={**other.files, **self.files}, contents={**other.contents, **self.contents})
+
     def upload(self, storage: Storage, *, progress: Progress = NO_PROGRESS) -> JobInputs:
         """Sends what S3 has not; raises CloudError, and a repeated call goes on where that ended."""
         storage.upload_all(self.files, what="what the job needs", progress=progress)

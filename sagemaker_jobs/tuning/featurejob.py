@@ -1,9 +1,11 @@
 """The first job of a search with search.features_on=sagemaker: one pass over the photographs, its tables left in S3."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from dogbreed_ml.config import ExperimentConfig, SearchConfig, TrainConfig
 from dogbreed_ml.context import Context
@@ -14,6 +16,7 @@ from dogbreed_ml.tracking import Run, Tracker
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.train_entry import FEATURES_DIR
+from sagemaker_jobs.training.dryrun import Placement
 from sagemaker_jobs.training.importing import import_job, output_uri
 from sagemaker_jobs.training.jobcontrol import (
     Job,
@@ -26,8 +29,8 @@ from sagemaker_jobs.training.jobcontrol import (
     settle_interrupt,
     warned_of_job,
 )
-from sagemaker_jobs.training.jobinputs import prepare_inputs
-from sagemaker_jobs.training.launch import Launch, LaunchFile, job_name
+from sagemaker_jobs.training.jobinputs import JobInputs, JobPlan, planned_inputs, prepare_inputs
+from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
 from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import CHANNEL
 
@@ -78,7 +81,7 @@ def compute_features(
     if job["TrainingJobStatus"] != "Completed":
         launch_file.clear(job["TrainingJobName"])
         raise CloudError(f"{failure_of(job)}. It was to compute the features; its log is above.")
-    return _tables_uri(job)
+    return tables_uri(job)
 
 
 def features_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -86,6 +89,39 @@ def features_config(config: ExperimentConfig) -> ExperimentConfig:
     train, default = config.train, TrainConfig()
     views = replace(default, augmentation=train.augmentation, num_views=train.num_views, seed=train.seed)
     return replace(config, train=views, search=SearchConfig())
+
+
+def feature_job_request(
+    config: ExperimentConfig, *, name: str, inputs: JobInputs, role_arn: str, region: str
+) -> dict[str, Any]:
+    """CreateTrainingJob for `features_config(...)`."""
+    tags = {"dogbreed:verb": _VERB}
+    request = training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+    # As single files, which are the next jobs' channel as they lie there.
+    request["OutputDataConfig"] = {**request["OutputDataConfig"], "CompressionType": "NONE"}
+    return request
+
+
+@contextmanager
+def planned_feature_job(
+    config: ExperimentConfig, splits: Splits, *, context: Context, placement: Placement
+) -> Iterator[tuple[dict[str, Any], JobPlan]]:
+    """What `compute_features` would send for a search, and upload for it; for a dry run."""
+    wanted = features_config(config)
+    environment = record_variables(context.tracking_uri)
+    with planned_inputs(
+        wanted, splits, uri=placement.uri, kind=_VERB, context=context, environment=environment, download=False
+    ) as planned:
+        name = job_name(wanted, _VERB, key=config_key(wanted), at=datetime.now(UTC))
+        request = feature_job_request(
+            wanted, name=name, inputs=planned.inputs, role_arn=placement.role_arn, region=placement.region
+        )
+        yield request, planned
+
+
+def tables_uri(job: Job) -> str:
+    """Where such a job leaves the features."""
+    return f"{output_uri(job)}/model/{FEATURES_DIR}/"
 
 
 def channel_uri(tuning_job: Job) -> str | None:
@@ -133,25 +169,12 @@ def _start(
     )
     unconfirmed, key = launch_file.load(), launch_file.path.stem.rpartition("-")[2]
     name = unconfirmed.name if unconfirmed else job_name(config, _VERB, key=key, at=datetime.now(UTC))
-    request = training_job_request(
-        config,
-        name=name,
-        inputs=inputs,
-        role_arn=role_arn,
-        region=storage.aws.region,
-        tags={"dogbreed:verb": _VERB},
-    )
-    # As single files, which are the next jobs' channel as they lie there.
-    request["OutputDataConfig"] = {**request["OutputDataConfig"], "CompressionType": "NONE"}
+    request = feature_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=storage.aws.region)
     send_job(storage.aws, request, launch_file)
     logger.info("the job %s is started; it computes the features", name)
     return {"TrainingJobName": name, "StoppingCondition": request["StoppingCondition"]}
 
 
-def _tables_uri(job: Job) -> str:
-    return f"{output_uri(job)}/model/{FEATURES_DIR}/"
-
-
 def _tables_are_there(job: Job, storage: Storage) -> bool:
     """Whether nobody has cleared the job's output away."""
-    return bool(storage.sizes(_tables_uri(job).removeprefix(storage.uri("")).rstrip("/")))
+    return bool(storage.sizes(tables_uri(job).removeprefix(storage.uri("")).rstrip("/")))

@@ -6,7 +6,7 @@ command that was cut off is repeated, or another attaches: it finds the tuning j
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
@@ -46,7 +46,7 @@ from sagemaker_jobs.tuning.featurechannel import (
     fetch_features,
     render_channel,
 )
-from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
+from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features, planned_feature_job, tables_uri
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
 from sagemaker_jobs.tuning.tuningstatus import (
@@ -99,23 +99,42 @@ def plan(
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     placement = Placement.of(config.sagemaker)
     environment = record_variables(context.tracking_uri)
-    with planned_inputs(
-        config, splits, uri=placement.uri, kind="trial", context=context, environment=environment, download=False
-    ) as planned:
-        channels = []
+    requests: dict[str, Any] = {}
+    with ExitStack() as stack:
+        planned = stack.enter_context(
+            planned_inputs(
+                config,
+                splits,
+                uri=placement.uri,
+                kind="trial",
+                context=context,
+                environment=environment,
+                download=False,
+            )
+        )
+        inputs = planned.inputs
         if uses_features(config):
-            channels.append(render_channel(f"{placement.uri(FEATURES_KEY)}/{UNKNOWN_KEY}/"))
-        inputs = replace(planned.inputs, channels=(*planned.inputs.channels, *channels))
+            uri = f"{placement.uri(FEATURES_KEY)}/{UNKNOWN_KEY}/"
+            if config.search.features_on == "sagemaker":
+                job, files = stack.enter_context(
+                    planned_feature_job(config, splits, context=context, placement=placement)
+                )
+                requests["CreateTrainingJob"], uri, planned = job, tables_uri(job), planned.beside(files)
+            inputs = replace(inputs, channels=(*inputs.channels, render_channel(uri)))
         name = _name(config)
         training = _training_request(config, context, name, inputs, placement.role_arn, placement.region)
-        request = tuning_job_request(config, name=name, training=training)
+        requests["CreateHyperParameterTuningJob"] = tuning_job_request(config, name=name, training=training)
         if source.job_names:
             logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
-        price = price_of(config, context, region=placement.region, today=today)
         estimate = estimate_jobs(
-            config, splits, price=price, num_trainings=num_possible_trials(config.search), progress=context.progress
+            config,
+            splits,
+            price=price_of(config, context, region=placement.region, today=today),
+            num_trainings=num_possible_trials(config.search),
+            num_parallel=config.search.num_parallel,
+            num_feature_jobs=int("CreateTrainingJob" in requests),
+            progress=context.progress,
         )
-        requests = {"CreateHyperParameterTuningJob": request}
         return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
 
 

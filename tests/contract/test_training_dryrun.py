@@ -1,6 +1,7 @@
 """`dogbreed train --on sagemaker --dry-run`: what would be sent, with neither credentials nor a region."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def test_estimate_counts_images_views_epochs_and_trainings(tmp_path: Path) -> No
     assert estimate.max_usd == 2.0 * 10 * 2 * 0.5
     assert "spot capacity costs less" in estimate.render()
     assert "at most $20.00" in estimate.render()
+    # A job for the features is one more; instances that stay are paid for, after the last job at least.
+    more = replace(estimate, num_feature_jobs=1, num_parallel=3, keep_alive_s=600)
+    assert more.usd == pytest.approx(2.0 * (3600 + 2 * 3 * 600) / 3600)
+    assert more.max_usd == pytest.approx(2.0 * 11 * 2 * (1800 + 600) / 3600)
+    assert "features 600 s in a job of their own" in more.render()
+    assert "(11 jobs, sagemaker.max_runtime_s=1800, sagemaker.keep_alive_s=600)" in more.render()
 
 
 @pytest.mark.parametrize("trainable", ["layer4", "all"])

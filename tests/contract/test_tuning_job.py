@@ -38,6 +38,7 @@ from dogbreed_ml.summaries import TuneSummary
 from dogbreed_ml.tracking import PARENT_TAG, ChildRun, Tracker
 from sagemaker_jobs.client import Aws, Clock
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
+from sagemaker_jobs.shapes import request_errors
 from sagemaker_jobs.training import importing, jobinputs
 from sagemaker_jobs.training.jobcontrol import JobGoneError
 from sagemaker_jobs.tuning import searchfollower, tuning_job, warmstart
@@ -465,6 +466,25 @@ def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypa
     assert request["TrainingJobDefinition"]["Environment"] == {"KENNEL_API_TOKEN": "(not shown)"}
     assert_absent(told, answer.render())
     assert not list((tmp_path / ".dogbreed").glob("features/*"))
+
+
+def test_dry_run_shows_the_job_that_computes_the_features_first(tmp_path: Path) -> None:
+    config = with_values(CONFIG, {"search.features_on": "sagemaker", "sagemaker.keep_alive_s": 60})
+    context = Context(tmp_path, argv=("dogbreed", "tune"))
+    told, local = tuning_job.plan(config, context=context), tuning_job.plan(CONFIG, context=context)
+    assert list(told.requests) == ["CreateTrainingJob", "CreateHyperParameterTuningJob"]
+    assert list(local.requests) == ["CreateHyperParameterTuningJob"]
+    job = told.requests["CreateTrainingJob"]
+    assert request_errors("sagemaker", "CreateTrainingJob", job) == []
+    assert job["TrainingJobName"].startswith("dogs-features-")
+    channels = told.requests["CreateHyperParameterTuningJob"]["TrainingJobDefinition"]["InputDataConfig"]
+    (features,) = (each for each in channels if each["ChannelName"] == "features")
+    assert f"/{job['TrainingJobName']}/output/" in features["DataSource"]["S3DataSource"]["S3Uri"]
+    # The photographs are the same, the source archive is one more.
+    assert told.num_files == local.num_files + 1
+    estimate = told.to_dict()["estimate"]
+    assert (estimate["num_feature_jobs"], estimate["keep_alive_s"]) == (1, 60)
+    assert local.to_dict()["estimate"]["num_feature_jobs"] == 0
 
 
 @pytest.mark.slow
