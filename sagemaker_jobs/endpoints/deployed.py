@@ -24,6 +24,8 @@ class Deployed:
     """False where nobody waited for the end."""
     console_url: str | None = None
     price: str | None = None
+    is_replaced_dropped: bool = False
+    """Whether the endpoint config before was deleted, so that no rollback finds it."""
 
     def to_dict(self) -> dict[str, Any]:
         lease = self.lease
@@ -48,9 +50,9 @@ class Deployed:
         verb = {"none": "serves already", "deploy": "serves", "update": "serves"}[self.action]
         lines = [f"{verb if self.is_settled else 'will serve'}  {lease.model} version {lease.version}"]
         lines += [f"endpoint {lease.endpoint} with {self.endpoint_config}"]
-        lines += [f"before   {self.replaced_config}: `dogbreed rollback --endpoint {lease.endpoint}`"] * bool(
-            self.replaced_config
-        )
+        if self.replaced_config:
+            way_back = "deleted" if self.is_replaced_dropped else f"`dogbreed rollback --endpoint {lease.endpoint}`"
+            lines.append(f"before   {self.replaced_config}: {way_back}")
         lines += [f"smoke    {self.smoke}"] * bool(self.smoke)
         price = self.price or UNKNOWN_PRICE
         lines += [f"cost     {price}; until it is deleted: `dogbreed delete {lease.endpoint}`"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import utc_now
+from dogbreed_ml.errors import CloudError
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
 from dogbreed_ml.provenance import user_name
@@ -67,6 +68,8 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
         if options.dry_run:
             return _dry_run(config, lease, archive_path, context=context)
         with Aws.open(config.sagemaker) as aws:
+            # First: a file of prices that cannot be read is no news for after the endpoint is live.
+            price = _price(config, aws.region, context, aws=aws)
             role_arn = aws.execution_role(config.sagemaker)
             storage = Storage.open(aws, config.sagemaker)
             place = Place(aws.region, role_arn, storage.uri(_key(archive_path)), storage.uri("endpoints"))
@@ -85,9 +88,20 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
                 must_be_first=options.first,
             )
             deployed = rollout.run()
-            if options.drop_replaced and deployed.replaced_config is not None and deployed.is_settled:
-                remove_replaced(aws, deployed.replaced_config)
-            return replace(deployed, price=_price(config, aws.region, context, aws=aws))
+            is_dropped = options.drop_replaced and _drop_replaced(aws, deployed)
+            return replace(deployed, price=price, is_replaced_dropped=is_dropped)
+
+
+def _drop_replaced(aws: Aws, deployed: Deployed) -> bool:
+    """Whether it is gone; that it could not be deleted makes the deployment no failure."""
+    if deployed.replaced_config is None or not deployed.is_settled:
+        return False
+    try:
+        remove_replaced(aws, deployed.replaced_config)
+    except CloudError as error:
+        logger.warning("%s was replaced, and is still there: %s", deployed.replaced_config, error)
+        return False
+    return True
 
 
 def _lease(tracker: "Tracker", version: "ModelVersion", name: str | None) -> Lease:

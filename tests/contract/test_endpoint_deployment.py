@@ -28,6 +28,7 @@ from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback, rollout
+from sagemaker_jobs.endpoints.deployed import Deployed
 from sagemaker_jobs.storage import Storage
 
 FAILING_PNG = """
@@ -378,10 +379,39 @@ def test_first_endpoint_may_be_asked_for_and_what_is_replaced_may_go(project: Pr
     with pytest.raises(ConfigError, match="The endpoint dogs must not be there yet, and is"):
         project.deploy(2, first=True)
     second = project.deploy(2, drop_replaced=True)
+    assert f"before   {second.replaced_config}: deleted" in second.render()
     assert served.names()["configs"] == [second.endpoint_config]
     assert len(served.object_keys()) == 1
     with pytest.raises(CloudError, match="which was deleted; deploy the version again"):
         rollback.rollback("dogs", CONFIG, context=project.context)
+
+
+def test_prices_that_cannot_be_read_are_told_before_anything_is_sent(project: Project, served: Account) -> None:
+    path = project.context.project_dir / "prices.json"
+    path.write_text("ml.c7i.xlarge: 0.25", encoding="utf-8")
+    with pytest.raises(ConfigError, match="sagemaker.prices_path must be a JSON file"):
+        project.deploy(1, config=replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, prices_path=str(path))))
+    assert not any(served.names().values())
+    assert project.events() == []
+
+
+def test_clean_up_that_fails_does_not_hide_what_is_live(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(told: rollout.Rollout) -> Deployed:
+        return Deployed(
+            lease=told.plan.lease, action="update", endpoint_config=told.plan.config_name, replaced_config="dogs-v1-0",
+            smoke=None, run_id=None,
+        )  # fmt: skip
+
+    def refuse(_: Aws, config_name: str) -> None:
+        raise CloudError(f"Could not delete {config_name}: AccessDenied.")
+
+    monkeypatch.setattr(rollout.Rollout, "run", run)
+    monkeypatch.setattr(deployment, "remove_replaced", refuse)
+    deployed = project.deploy(2, drop_replaced=True)
+    assert "before   dogs-v1-0: `dogbreed rollback --endpoint dogs`" in deployed.render()
+    assert "dogs-v1-0 was replaced, and is still there: Could not delete dogs-v1-0" in caplog.text
 
 
 def test_deployment_that_nobody_waits_for_is_proven_by_the_next_command(project: Project, served: Account) -> None:
