@@ -173,19 +173,19 @@ def _pass_images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
     batch_size = config.train.batch_size
     num_samples = min(feeds.train.num_samples, (_NUM_WARM_STEPS + _NUM_STEPS) * batch_size)
     recorder = TimelineRecorder()
+    train = _First(feeds.train, num_samples)
     short = replace(config.train, num_epochs=1, patience=None)
     for _ in fit(
-        bench.model(config), _First(feeds.train, num_samples), valid=None, config=short,
+        bench.model(config), train, valid=None, config=short,
         metrics=lambda logits, labels: {}, num_classes=bench.num_classes, device=bench.device, spans=recorder,
     ):  # fmt: skip
         if bench.device.type == "cuda":
             torch.cuda.synchronize()
     steps = [event for event in recorder.events() if event.name == f"{STEP_PREFIX}TRAIN"]
     # The whole of a short epoch rather than nothing of it.
-    measured = steps[_NUM_WARM_STEPS:] or steps
-    num_images = min(num_samples, len(measured) * batch_size)
-    spent_us = measured[-1].start_us + measured[-1].duration_us - measured[0].start_us
-    return num_images / max(spent_us, 1) * 1e6
+    first = _NUM_WARM_STEPS if len(steps) > _NUM_WARM_STEPS else 0
+    spent_us = steps[-1].start_us + steps[-1].duration_us - steps[first].start_us
+    return sum(train.batch_sizes[first:]) / max(spent_us, 1) * 1e6
 
 
 class _First:
@@ -195,10 +195,14 @@ class _First:
         self._batches = batches
         self.num_samples = num_samples
         self.labels = batches.labels[:num_samples]
+        self.batch_sizes: list[int] = []
+        """Of each batch that was handed out; an epoch's last one is short."""
 
     def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rows = torch.arange(self.num_samples) if order is None else order
-        return self._batches.batches(batch_size, order=rows, epoch=epoch)
+        for inputs, labels in self._batches.batches(batch_size, order=rows, epoch=epoch):
+            self.batch_sizes.append(len(labels))
+            yield inputs, labels
 
 
 def _write_overlay(path: Path, values: Mapping[str, Any]) -> Path:

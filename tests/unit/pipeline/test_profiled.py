@@ -28,6 +28,7 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.data.splits import Split
 from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ProfileError, TrainingError
 from dogbreed_ml.pipeline.profiled import (
@@ -39,10 +40,12 @@ from dogbreed_ml.pipeline.profiled import (
     profile,
     profiled_run,
 )
-from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, suggest
+from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, images_per_s, suggest
 from dogbreed_ml.policies import ProfileConfig, TensorRuleName
+from dogbreed_ml.profiling.formats import Event
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder
+from dogbreed_ml.profiling.timeline import TimelineRecorder
 from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
@@ -410,6 +413,37 @@ def test_settings_are_tried_on_real_steps_of_a_head(context: Context, run_id: st
     summary = suggest(config, context=context)
     assert {"train.batch_size", "train.precision"} == {name for each in summary.attempts for name in each.values}
     check_suggestion(summary, config)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "measured_images", "measured_steps"),
+    [(8 * 2 + 1, 5 * 2 + 1, 6), (16 * 2, 8 * 2, 8), (2 * 2 + 1, 2 * 2 + 1, 3)],
+    ids=["short last batch", "more than is tried", "an epoch of warm steps alone"],
+)
+def test_images_of_the_measured_steps_are_counted_as_they_were(
+    context: Context,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    num_samples: int,
+    measured_images: int,
+    measured_steps: int,
+) -> None:
+    del run_id
+
+    class EvenSteps(TimelineRecorder):
+        """Real steps, each made to last a millisecond."""
+
+        def events(self) -> Iterator[Event]:
+            steps = [event for event in super().events() if event.name == "Step:ModeKeys.TRAIN"]
+            return (replace(step, start_us=1000 * n, duration_us=1000) for n, step in enumerate(steps))
+
+    monkeypatch.setattr("dogbreed_ml.pipeline.suggest.TimelineRecorder", EvenSteps)
+    monkeypatch.setattr("dogbreed_ml.pipeline.suggest._ENOUGH_S", 0)
+    splits = load_splits(CONFIG.data, project_dir=context.project_dir)
+    samples = (splits.train.samples * 2)[:num_samples]
+    bench = Workbench(replace(splits, train=Split("train", samples)), context.project_dir, torch.device("cpu"))
+    speed = images_per_s(bench, replace(CONFIG, train=TrainConfig(batch_size=2)))
+    assert speed == pytest.approx(1000 * measured_images / measured_steps)
 
 
 @pytest.mark.parametrize("lasts", [True, False])
