@@ -39,13 +39,14 @@ class Lease:
     """ISO 8601, UTC; empty or `never` for no end."""
 
     def to_tags(self) -> dict[str, str]:
+        """What AWS refuses in a value becomes `_`."""
         values = {f"{PREFIX}{each.name.replace('_', '-')}": getattr(self, each.name) for each in fields(self)}
-        return {key: value for key, value in values.items() if value}
+        return {key: _allowed(value) for key, value in values.items() if value}
 
     def to_request(self, config: ExperimentConfig) -> list[dict[str, str]]:
-        """Tags as a Create operation takes them, the config's included; what AWS refuses in a value becomes `_`."""
+        """Tags as a Create operation takes them, the config's included."""
         tags = {**config.sagemaker.tags, f"{PREFIX}experiment": config.name, **self.to_tags()}
-        return [{"Key": key, "Value": _REFUSED.sub("_", value)[:_MAX_VALUE]} for key, value in tags.items()]
+        return [{"Key": key, "Value": _allowed(value)} for key, value in tags.items()]
 
     @classmethod
     def from_tags(cls, tags: Sequence[Mapping[str, str]]) -> "Lease | None":
@@ -95,3 +96,7 @@ def parse_term(text: str) -> timedelta | None:
 def render_end(term: timedelta | None, *, now: datetime) -> str:
     """The tag's value for a lease that begins now."""
     return NEVER if term is None else (now + term).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _allowed(value: str) -> str:
+    return _REFUSED.sub("_", value)[:_MAX_VALUE]

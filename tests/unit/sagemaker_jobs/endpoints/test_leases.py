@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dogbreed_ml.errors import ConfigError
+from sagemaker_jobs.client import check
 from sagemaker_jobs.endpoints.leases import Lease, parse_term, render_end
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -31,6 +32,13 @@ def test_lease_ends_when_its_time_has_come() -> None:
     assert lease.is_over(NOW + timedelta(hours=4))
     for forever in ("", render_end(None, now=NOW)):
         assert not Lease(endpoint="dogs", model="m", version="1", expires=forever).is_over(NOW + timedelta(days=9999))
+
+
+def test_tags_hold_only_what_aws_takes() -> None:
+    tags = Lease(endpoint="dogs", model="m", version="1", deployed_by="o'brien" + 300 * "n").to_tags()
+    assert tags["dogbreed:deployed-by"].startswith("o_brien")
+    assert len(tags["dogbreed:deployed-by"]) == 256
+    check("AddTags", {"ResourceArn": "arn:aws:x", "Tags": [{"Key": key, "Value": tags[key]} for key in tags]})
 
 
 def test_tags_of_others_are_no_lease() -> None:
