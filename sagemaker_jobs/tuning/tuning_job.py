@@ -19,7 +19,7 @@ from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.pipeline.profiled import profiled_run
 from dogbreed_ml.pipeline.stages import log_beginning, logged_feeds, opened
-from dogbreed_ml.pipeline.tune import finish_search
+from dogbreed_ml.pipeline.tune import check_search, finish_search
 from dogbreed_ml.progress import TerminalProgress
 from dogbreed_ml.provenance import git_tags, render_command
 from dogbreed_ml.samplers import num_possible_trials
@@ -78,6 +78,7 @@ def tune(
     `attach` names a tuning job to take up, running or ended; `warm_start` parent runs and tuning jobs to start from.
     `question` is asked after Ctrl-C whether to stop the job; without it the job goes on. Raises CloudError.
     """
+    check_search(config)
     spans = SpanTotals()
     source = Source.of(warm_start)
     tracker, splits, bench = opened(config, context, spans)
@@ -95,6 +96,7 @@ def plan(
 
     The features are not computed for it, and what an earlier search would change is not looked up.
     """
+    check_search(config)
     source = Source.of(warm_start)
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     placement = Placement.of(config.sagemaker)

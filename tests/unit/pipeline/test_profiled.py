@@ -331,12 +331,14 @@ def test_the_best_epochs_model_is_kept_of_a_training_that_a_rule_stopped(tmp_pat
     assert summary.valid["accuracy_top1"] == pytest.approx(accuracies[losses.index(min(losses))])
 
 
-@pytest.mark.parametrize("engine", ["optuna", "sagemaker"])
+@pytest.mark.parametrize(
+    "driver", [["optuna"], ["sagemaker"], ["sagemaker", "--dry-run"]], ids=["optuna", "sagemaker", "dry run"]
+)
 def test_a_search_refuses_the_debugger_that_it_does_not_run(
-    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, driver: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--profile.debugger", "true", "--profile.stop_on", "[ExplodingTensor]", "--search.engine", engine]
+    flags = ["--profile.debugger", "true", "--profile.stop_on", "[ExplodingTensor]", "--search.engine", *driver]
     assert main(["tune", *flags]) == 2
     message = (
         "error: profile.debugger must be false in a search, got true and profile.stop_on [ExplodingTensor]: no smdebug "
