@@ -3,6 +3,7 @@
 import json
 import logging
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import utc_now
-from dogbreed_ml.errors import CloudError
+from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
 from dogbreed_ml.provenance import user_name
 from sagemaker_jobs.client import Aws
-from sagemaker_jobs.endpoints.deployed import Deployed
+from sagemaker_jobs.endpoints.deployed import UNKNOWN_PRICE, Deployed
 from sagemaker_jobs.endpoints.endpoint_request import EndpointPlan, Place, endpoint_name, endpoint_plan
 from sagemaker_jobs.endpoints.leases import Lease, parse_term, render_end
 from sagemaker_jobs.endpoints.model_archive import Origin, build_model_archive, read_examples
@@ -25,6 +26,7 @@ from sagemaker_jobs.endpoints.rollout import Rollout
 from sagemaker_jobs.endpoints.store import opened_store
 from sagemaker_jobs.pricing import find_price
 from sagemaker_jobs.storage import Storage, file_digest
+from sagemaker_jobs.training.dryrun import Placement
 
 if TYPE_CHECKING:
     from dogbreed_ml.registry import ModelVersion
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLACEHOLDER_ROLE = "arn:aws:iam::000000000000:role/PLACEHOLDER"
-PLACEHOLDER_BUCKET, PLACEHOLDER_REGION = "PLACEHOLDER-BUCKET", "us-east-1"
-"""What a dry run shows where the config says nothing; none of it is ever sent."""
+PLACEHOLDER_ROLE, PLACEHOLDER_REGION = "arn:aws:iam::000000000000:role/PLACEHOLDER", "us-east-1"
+"""What --print-policy shows where the config says nothing."""
+
+_PRICING_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,22 @@ class DryRun:
     """What a deployment would send, and what it would cost."""
 
     plan: EndpointPlan
+    placement: Placement
     price: str | None
     """None where no source knows it."""
-    placeholders: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"requests": self.plan.to_dict(), "price": self.price, "placeholders": list(self.placeholders)}
+        placeholders = dict(self.placement.placeholders)
+        return {"requests": self.plan.to_dict(), "price": self.price, "placeholders": placeholders}
 
     def render(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        lines = []
+        for operation, request in self.plan.to_dict().items():
+            lines += [operation, json.dumps(request, indent=2, ensure_ascii=False)]
+        if self.placement.placeholders:
+            named = ", ".join(f"{name} {value}" for name, value in self.placement.placeholders.items())
+            lines.append(f"placeholders, known once the account is: {named}")
+        return "\n".join([*lines, f"cost     {self.price or UNKNOWN_PRICE}", "nothing was sent"])
 
 
 def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context) -> Deployed | DryRun:
@@ -141,20 +151,18 @@ def _key(archive_path: Path) -> str:
 
 
 def _dry_run(config: ExperimentConfig, lease: Lease, archive_path: Path, *, context: Context) -> DryRun:
-    wanted = config.sagemaker
-    told = {
-        "sagemaker.role_arn": (wanted.role_arn, PLACEHOLDER_ROLE),
-        "sagemaker.bucket": (wanted.bucket, PLACEHOLDER_BUCKET),
-        "sagemaker.region": (wanted.region, PLACEHOLDER_REGION),
-    }
-    values = {name: value or placeholder for name, (value, placeholder) in told.items()}
-    base = f"s3://{values['sagemaker.bucket']}/{wanted.prefix}"
-    place = Place(
-        values["sagemaker.region"], values["sagemaker.role_arn"], f"{base}/{_key(archive_path)}", f"{base}/endpoints"
-    )
-    plan = endpoint_plan(config, lease=lease, place=place)
-    missing = tuple(name for name, (value, _) in told.items() if value is None)
-    return DryRun(plan, _price(config, place.region, context, aws=None), missing)
+    """Needs neither credentials nor a region; with them, AWS is asked for the price."""
+    placement = Placement.of(config.sagemaker)
+    archive_uri, output_uri = placement.uri(_key(archive_path)), placement.uri("endpoints")
+    plan = endpoint_plan(
+        config, lease=lease, place=Place(placement.region, placement.role_arn, archive_uri, output_uri)
+    )  # fmt: skip
+    with ExitStack() as opened:
+        try:
+            aws: Aws | None = opened.enter_context(Aws.open(config.sagemaker, patience_s=_PRICING_PATIENCE_S))
+        except ConfigError:
+            aws = None
+        return DryRun(plan, placement, _price(config, placement.region, context, aws=aws))
 
 
 def _price(config: ExperimentConfig, region: str, context: Context, *, aws: Aws | None) -> str | None:

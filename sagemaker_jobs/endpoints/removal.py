@@ -165,6 +165,9 @@ def _recorded(
 
 
 def _remove_smoke_endpoint(aws: Aws, name: str, config: ExperimentConfig) -> None:
+    # A smoke endpoint may be reaped itself, and has none; the name would be longer than SageMaker takes.
+    if name.endswith(SMOKE_SUFFIX):
+        return
     smoke_name = f"{name}{SMOKE_SUFFIX}"
     found = endpoints.describe(aws, smoke_name)
     if found is not None and endpoints.read_lease(aws, found["EndpointArn"]) is not None:

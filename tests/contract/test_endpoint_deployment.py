@@ -22,13 +22,17 @@ from hostedversions import (
 )
 from plantedsecrets import assert_absent, plant
 
+from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.errors import CloudError, ConfigError, GateError
 from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
+from sagemaker_jobs import pricing
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import deployment, endpoint, endpointlist, removal, rollback, rollout
 from sagemaker_jobs.endpoints.deployed import Deployed
+from sagemaker_jobs.endpoints.endpoint_request import MAX_ENDPOINT_NAME
+from sagemaker_jobs.endpoints.leases import Lease
 from sagemaker_jobs.storage import Storage
 
 FAILING_PNG = """
@@ -279,6 +283,15 @@ def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) ->
     assert (last.why or "").startswith("its lease ended 20")
 
 
+def test_smoke_endpoint_that_is_reaped_has_no_smoke_endpoint_of_its_own(project: Project, served: Account) -> None:
+    """SageMaker would refuse to describe a name that is longer than 63."""
+    lease = Lease(endpoint=f"{'dogs'.ljust(MAX_ENDPOINT_NAME, 's')}-smoke", model=MODEL, version="1")
+    with Aws.open(CONFIG.sagemaker) as aws:
+        removed = removal.remove(aws, lease, CONFIG, context=project.context, action="reap")
+    assert not removed.had_endpoint
+    assert project.told() == [("reap", 1, "done")]
+
+
 @pytest.mark.slow
 def test_archive_stays_while_another_endpoint_is_made_from_it(project: Project, served: Account) -> None:
     """Small sibling: test_version_is_deployed_updated_under_load_rolled_back_and_deleted."""
@@ -355,21 +368,48 @@ def test_dry_run_shows_what_would_be_sent_and_asks_nobody(
 ) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
-    options = DeployOptions(target="sagemaker", version="1", dry_run=True, expires="2h")
-    shown = deployment.deploy(CONFIG, options, context=project.context).to_dict()
-    assert shown["placeholders"] == ["sagemaker.role_arn", "sagemaker.region"]
+    dry_run = dry_run_of(project, CONFIG)
+    shown = dry_run.to_dict()
+    assert set(shown["placeholders"]) == {"role_arn", "region"}
     assert shown["price"] is None
+    assert "cost     unknown: neither AWS's Price List nor sagemaker.prices_path named a price" in dry_run.render()
     requests = shown["requests"]
     sent = {"CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "PutMetricAlarm"}
     assert sent <= set(requests)
     assert requests["CreateModel"]["PrimaryContainer"]["ModelDataUrl"].startswith(f"s3://{BUCKET}/dogbreed/models/")
+    assert requests["CreateModel"]["ExecutionRoleArn"] == shown["placeholders"]["role_arn"]
     prices = project.context.project_dir / "prices.json"
     prices.write_text('{"ml.c7i.xlarge": 0.25}', encoding="utf-8")
     priced = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, prices_path=str(prices)))
-    told_price = deployment.deploy(priced, options, context=project.context).to_dict()["price"]
-    assert told_price == "1 x ml.c7i.xlarge, each $0.25 an hour (prices.json)"
+    assert dry_run_of(project, priced).to_dict()["price"] == "1 x ml.c7i.xlarge, each $0.25 an hour (prices.json)"
     assert not any(served.names().values())
     assert project.events() == []
+
+
+def test_dry_run_asks_the_price_list_where_there_are_credentials(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    asked: list[str] = []
+
+    def ask(aws: Aws, instance_type: str, component: str, region: str) -> float:
+        asked.append(f"{component} {instance_type} in {region}")
+        return 0.5
+
+    monkeypatch.setattr(pricing, "_ask", ask)
+    shown = dry_run_of(project, CONFIG).to_dict()
+    assert asked == ["Hosting ml.c7i.xlarge in eu-west-1"]
+    assert shown["price"].startswith("1 x ml.c7i.xlarge, each $0.5 an hour (AWS Price List, ")
+    assert ".eu-west-1." in shown["requests"]["CreateModel"]["PrimaryContainer"]["Image"]
+    assert set(shown["placeholders"]) == {"role_arn"}
+
+
+def dry_run_of(project: Project, config: ExperimentConfig) -> deployment.DryRun:
+    options = DeployOptions(target="sagemaker", version="1", dry_run=True, expires="2h")
+    shown = deployment.deploy(config, options, context=project.context)
+    assert isinstance(shown, deployment.DryRun)
+    return shown
 
 
 @pytest.mark.slow

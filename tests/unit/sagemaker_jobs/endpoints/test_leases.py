@@ -38,7 +38,8 @@ def test_tags_hold_only_what_aws_takes() -> None:
     tags = Lease(endpoint="dogs", model="m", version="1", deployed_by="o'brien" + 300 * "n").to_tags()
     assert tags["dogbreed:deployed-by"].startswith("o_brien")
     assert len(tags["dogbreed:deployed-by"]) == 256
-    check("AddTags", {"ResourceArn": "arn:aws:x", "Tags": [{"Key": key, "Value": tags[key]} for key in tags]})
+    arn = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/dogs"
+    check("AddTags", {"ResourceArn": arn, "Tags": [{"Key": key, "Value": tags[key]} for key in tags]})
 
 
 def test_tags_of_others_are_no_lease() -> None:
