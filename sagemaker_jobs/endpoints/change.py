@@ -81,6 +81,8 @@ class Change:
         name = self.lease.endpoint
         try:
             yield
+        except endpoints.GoneError:
+            raise
         except errors:
             self.event.note(left=f"{name}: the update goes on by itself")
             logger.warning("The update of %s goes on by itself; the same command waits for it again.", name)

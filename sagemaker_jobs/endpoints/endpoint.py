@@ -20,6 +20,13 @@ _UNDER_WAY = (CREATING, "Updating", "SystemUpdating", "RollingBack", DELETING)
 _POLL_S, _LOCAL_POLL_S = 10.0, 0.2
 
 
+class GoneError(CloudError):
+    """An endpoint that was waited for is there no more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The endpoint {name} was deleted meanwhile, by somebody else.")
+
+
 def describe(aws: Aws, name: str) -> Description | None:
     """None where there is no endpoint of that name."""
     return _describe(aws, "endpoint", name)
@@ -67,7 +74,7 @@ def wait_settled(aws: Aws, name: str, *, timeout_s: float) -> Description:
         nonlocal shown
         found = describe(aws, name)
         if found is None:
-            raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
+            raise GoneError(name)
         progress = render_progress(found)
         if progress != shown:
             logger.info("%s: %s", name, progress)

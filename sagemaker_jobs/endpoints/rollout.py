@@ -162,7 +162,7 @@ class Rollout:
             put_scaling(self.aws, self.plan.scaling)
         found = endpoints.describe(self.aws, name)
         if found is None:
-            raise CloudError(f"The endpoint {name} was deleted meanwhile, by somebody else.")
+            raise endpoints.GoneError(name)
         proven = self._promised(before).proven()
         endpoints.write_lease(self.aws, found["EndpointArn"], proven)
         mark_live(

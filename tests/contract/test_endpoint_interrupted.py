@@ -9,7 +9,7 @@ from hostedversions import BUCKET, CONFIG, MODEL, Account, Project, interrupt
 from iamrights import REGION
 
 from dogbreed_ml.config import ExperimentConfig
-from dogbreed_ml.errors import CloudError
+from dogbreed_ml.errors import CloudError, ConfigError
 from dogbreed_ml.registry import load_version
 from sagemaker_jobs.client import LOCAL_ROLE, Aws
 from sagemaker_jobs.endpoints import endpoint, removal, rollback
@@ -140,29 +140,35 @@ def test_update_that_comes_to_nothing_leaves_lease_and_scaling_as_they_were(
     assert "Nothing scales dogs until the same command has seen the update's end" in caplog.text
     project.deploy(2, config=other)
     assert scaling_of(served)[0] == [(1, 9)]
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoint, "update", lambda *_: served.sagemaker.delete_endpoint(EndpointName="dogs"))
+        with pytest.raises(CloudError, match="dogs was deleted meanwhile, by somebody else"):
+            project.deploy(3, config=other)
+    assert (project.events()[-1].outcome, project.events()[-1].left) == ("failed", None)
 
 
 def test_rollback_that_was_cut_off_is_seen_to_its_end_and_not_followed_by_another(
     project: Project, served: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    configs = {version: project.deploy(version).endpoint_config for version in (1, 2, 3)}
+    first, second = (project.deploy(version).endpoint_config for version in (1, 2))
     with monkeypatch.context() as patched:
         interrupt(patched, "dogs")
         with pytest.raises(KeyboardInterrupt):
             rollback.rollback("dogs", CONFIG, context=project.context)
     assert project.events()[-1].left == "dogs: the update goes on by itself"
     assert "The update of dogs goes on by itself; the same command waits for it again" in caplog.text
-    wait_for_service(served, configs[2])
-    assert served.tags()["dogbreed:version"] == "3"
-    back = rollback.rollback("dogs", CONFIG, context=project.context)
-    assert (back.version, back.endpoint_config) == (2, configs[2])
-    assert (back.replaced_version, back.replaced_config) == (3, configs[3])
-    assert project.version_of(served.invoke()) == 2
+    wait_for_service(served, first)
     assert served.tags()["dogbreed:version"] == "2"
+    back = rollback.rollback("dogs", CONFIG, context=project.context)
+    assert (back.version, back.endpoint_config) == (1, first)
+    assert (back.replaced_version, back.replaced_config) == (2, second)
+    assert project.version_of(served.invoke()) == 1
+    assert served.tags()["dogbreed:version"] == "1"
     with project.tracker() as tracker:
-        assert load_version(tracker, MODEL, 3).tags["serving.until"]
-    assert project.told()[-2:] == [("rollback", 2, "interrupted"), ("rollback", 2, "done")]
-    assert rollback.rollback("dogs", CONFIG, context=project.context).version == 1
+        assert load_version(tracker, MODEL, 2).tags["serving.until"]
+    assert project.told()[-2:] == [("rollback", 1, "interrupted"), ("rollback", 1, "done")]
+    with pytest.raises(ConfigError, match="rollback needs an endpoint config that dogs served before"):
+        rollback.rollback("dogs", CONFIG, context=project.context)
 
 
 def test_removal_that_was_cut_off_goes_on_with_the_same_command(
