@@ -155,7 +155,7 @@ def _deploy(options: DeployOptions, config: ExperimentConfig, context: "Context"
     if options.print_policy:
         from sagemaker_jobs.endpoints import policies
 
-        return policies.policies(config, endpoint=options.endpoint)
+        return policies.policies(config, endpoint=options.endpoint, tracking_uri=context.tracking_uri)
     if options.target == "sagemaker":
         from sagemaker_jobs.endpoints import deployment
 
@@ -204,14 +204,13 @@ def _train(options: TrainOptions, config: ExperimentConfig, context: "Context") 
 
 
 def _tune(options: TuneOptions, config: ExperimentConfig, context: "Context") -> Answer:
-    from dogbreed_ml.pipeline import tune
-
-    tune.check_search(config)
     if options.attach is not None:
         config = with_values(config, {"search.engine": "sagemaker"})
     if config.search.engine == "optuna":
         if options.dry_run:
             raise ConfigError("--dry-run needs --search.engine sagemaker: a search here costs nothing but its time.")
+        from dogbreed_ml.pipeline import tune
+
         if not options.sources:
             return tune.tune(config, context=context)
         from sagemaker_jobs.tuning import warmstart

@@ -13,9 +13,18 @@ from dogbreed_ml.errors import ConfigError
 Document = dict[str, Any]
 Statement = dict[str, Any]
 
-IMAGE_ACCOUNT = "763104351884"
-"""AWS's account for deep learning containers in most regions; another region's is in its image URI."""
-IMAGE_REPOSITORIES = ("pytorch-training", "pytorch-inference")
+RUN_ACTIONS = (
+    "CreateExperiment", "CreateRun", "GetExperimentByName", "GetRun", "LogBatch", "LogInputs", "SearchExperiments",
+    "SearchRuns", "UpdateRun",
+)  # fmt: skip
+"""What a job's live record asks of an MLflow that SageMaker manages; actions are named as MLflow's REST operations."""
+MODEL_ACTIONS = (
+    "CreateModelVersion", "CreateRegisteredModel", "FinalizeLoggedModel", "GetDownloadURIForModelVersionArtifacts",
+    "GetLoggedModel", "GetMetricHistory", "GetModelVersion", "GetModelVersionByAlias", "GetRegisteredModel",
+    "LogLoggedModelParams", "LogModel", "LogOutputs", "SearchLoggedModels", "SearchModelVersions", "SetModelVersionTag",
+    "SetRegisteredModelAlias", "SetTag",
+)  # fmt: skip
+"""What the caller asks beside: models, the registry, runs brought home. LogModel is the right to CreateLoggedModel."""
 
 OWN_TAG = "dogbreed:model"
 """On all that a deployment makes; leases.py writes it."""
@@ -29,7 +38,6 @@ _RULES = {
     "partition": r"aws(-[a-z]+)*",
     "region": r"[a-z]{2}(-[a-z]+)+-\d",
     "account_id": r"\d{12}",
-    "image_account": r"\d{12}",
     "bucket": r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
     "prefix": r"([\w!.()'-]+(/[\w!.()'-]+)*)?",
     "search_prefix": _PREFIX_RULE,
@@ -39,6 +47,10 @@ _RULES = {
     "kms_key_arn": r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+",
     "tracking_server_arn": r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[\w.-]+",
 }
+_IMAGE_URI = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a-z0-9.-]+"
+    r"/(?P<repository>[a-z0-9][a-z0-9._/-]*)(:[\w.-]+)?(@sha256:[0-9a-f]{64})?"
+)
 _DATA_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([\w!.()'/-]*))?")
 
 
@@ -70,7 +82,8 @@ class Scope:
     tracking_server_arn: str | None = None
     """A SageMaker-managed MLflow that jobs write to."""
     partition: str = "aws"
-    image_account: str = IMAGE_ACCOUNT
+    image_uris: tuple[str, ...] = ()
+    """ACCOUNT.dkr.ecr.REGION.amazonaws.com/REPOSITORY:TAG of the images of jobs and endpoints, AWS's own or others."""
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
@@ -83,6 +96,13 @@ class Scope:
         for uri in self.data_uris:
             if not _DATA_URI.fullmatch(uri):
                 raise ConfigError(f"data_uris of a policy must look like s3://bucket/prefix, got {uri!r}.")
+
+        for uri in self.image_uris:
+            if not _IMAGE_URI.fullmatch(uri):
+                raise ConfigError(
+                    "image_uris of a policy must be ACCOUNT.dkr.ecr.REGION.amazonaws.com/REPOSITORY:TAG, since "
+                    f"SageMaker pulls from ECR, got {uri!r}."
+                )
 
     def arn(self, service: str, resource: str) -> str:
         """Of a resource in this account and region."""
@@ -156,7 +176,7 @@ def caller_policy(scope: Scope) -> Document:
             [scope.arn("cloudwatch", f"alarm:{maker}{scope.endpoint_prefix}*")
              for maker in ("", "TargetTracking-endpoint/")],
         ),
-        _allow("Logs", ["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"], _log_groups(scope)),
+        _allow("Logs", ["logs:DescribeLogStreams", "logs:GetLogEvents"], _log_groups(scope)),
         _allow(
             "WhatTakesNoResource",
             ["cloudwatch:GetMetricStatistics", "pricing:GetProducts", "sagemaker:ListEndpointConfigs",
@@ -167,18 +187,23 @@ def caller_policy(scope: Scope) -> Document:
     return _document(statements)
 
 
+def tracking_policy(scope: Scope) -> Document | None:
+    """What the same person needs of an MLflow that SageMaker manages; None where there is none.
+
+    By itself, since the other would grow past what IAM takes as one managed policy.
+    """
+    statements = _tracking(scope, (*RUN_ACTIONS, *MODEL_ACTIONS))
+    return _document(statements) if statements else None
+
+
 def execution_role_policy(scope: Scope) -> Document:
     """What a training job's and an endpoint's containers need, and SageMaker on their behalf."""
-    repositories = [
-        f"arn:{scope.partition}:ecr:{scope.region}:{scope.image_account}:repository/{name}"
-        for name in IMAGE_REPOSITORIES
-    ]
     statements = [
         *_storage(scope, is_owner=False),
         _allow(
             "PullImages",
             ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
-            repositories,
+            _repositories(scope),
         ),
         _allow("LogIntoRegistry", ["ecr:GetAuthorizationToken"], ["*"]),
         _allow(
@@ -195,11 +220,7 @@ def execution_role_policy(scope: Scope) -> Document:
     ]
     if scope.in_vpc:
         statements += _network(scope)
-    if scope.tracking_server_arn is not None:
-        actions = ["CreateExperiment", "CreateRun", "GetExperiment", "GetExperimentByName", "GetRun", "ListArtifacts",
-                   "LogBatch", "LogInputs", "LogMetric", "LogModel", "LogParam", "SetTag", "UpdateRun"]  # fmt: skip
-        names = [f"sagemaker-mlflow:{action}" for action in actions]
-        statements.append(_allow("WriteRuns", names, [scope.tracking_server_arn]))
+    statements += _tracking(scope, RUN_ACTIONS)
     return _document(statements)
 
 
@@ -272,13 +293,30 @@ def _key(scope: Scope) -> list[Statement]:
     ]
 
 
+def _tracking(scope: Scope, actions: Sequence[str]) -> list[Statement]:
+    """An MLflow that SageMaker manages; which bucket its artifacts lie in, only its own settings tell."""
+    if scope.tracking_server_arn is None:
+        return []
+    return [_allow("Runs", [f"sagemaker-mlflow:{action}" for action in actions], [scope.tracking_server_arn])]
+
+
+def _repositories(scope: Scope) -> list[str]:
+    """Of the images, each in its own account and region, and once."""
+    found = [match for match in map(_IMAGE_URI.fullmatch, scope.image_uris) if match is not None]
+    arns = [
+        f"arn:{scope.partition}:ecr:{each['region']}:{each['account']}:repository/{each['repository']}"
+        for each in found
+    ]
+    return list(dict.fromkeys(arns))
+
+
 def _autoscaling(scope: Scope) -> list[Statement]:
     of_sagemaker = {"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}}
     return [
         _allow(
             "Autoscaling",
-            ["application-autoscaling:DeleteScalingPolicy", "application-autoscaling:DeregisterScalableTarget",
-             "application-autoscaling:PutScalingPolicy", "application-autoscaling:RegisterScalableTarget"],
+            ["application-autoscaling:DeregisterScalableTarget", "application-autoscaling:PutScalingPolicy",
+             "application-autoscaling:RegisterScalableTarget"],
             [scope.arn("application-autoscaling", "scalable-target/*")],
             condition=of_sagemaker,
         ),

@@ -7,16 +7,18 @@ from typing import Any
 from dogbreed_ml.config import ExperimentConfig
 from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
 from sagemaker_jobs.endpoints.endpoint_request import name_stem
-from sagemaker_jobs.iam import IMAGE_ACCOUNT, Document, Scope, caller_policy, execution_role_policy, trust_policy
+from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, tracking_policy, trust_policy
 from sagemaker_jobs.images import image_uri
 from sagemaker_jobs.training.launch import job_prefix
 
 
 @dataclass(frozen=True)
 class Policies:
-    """Three documents of IAM."""
+    """Documents of IAM."""
 
     caller: Document
+    caller_tracking: Document | None
+    """For an MLflow that SageMaker manages."""
     execution_role: Document
     trust: Document
     placeholders: tuple[str, ...]
@@ -25,6 +27,7 @@ class Policies:
     def to_dict(self) -> dict[str, Any]:
         return {
             "caller": self.caller,
+            **({} if self.caller_tracking is None else {"caller_tracking": self.caller_tracking}),
             "execution_role": self.execution_role,
             "execution_role_trust": self.trust,
             "placeholders": list(self.placeholders),
@@ -34,8 +37,11 @@ class Policies:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Policies:
-    """For the config's bucket, role and names; `endpoint` where its name does not begin with the experiment's."""
+def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_uri: str = "") -> Policies:
+    """For the config's bucket, role and names; `endpoint` where its name does not begin with the experiment's.
+
+    `tracking_uri` is where runs go: an MLflow that SageMaker manages asks for rights of its own.
+    """
     wanted = config.sagemaker
     role_arn = wanted.role_arn or PLACEHOLDER_ROLE
     _, partition, _, _, account_id, _ = role_arn.split(":", 5)
@@ -56,16 +62,25 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None) -> Polici
         if key is None or key.startswith("arn:")
         else f"arn:{partition}:kms:{region}:{account_id}:key/{key}",
         in_vpc=bool(wanted.subnets),
+        tracking_server_arn=tracking_uri if tracking_uri.startswith("arn:") else None,
         partition=partition,
-        image_account=_image_account(config, region),
+        image_uris=_image_uris(config, region),
     )
     told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
     missing = tuple(name for name, value in told.items() if value is None)
-    return Policies(caller_policy(scope), execution_role_policy(scope), trust_policy(account_id=account_id), missing)
+    return Policies(
+        caller_policy(scope),
+        tracking_policy(scope),
+        execution_role_policy(scope),
+        trust_policy(account_id=account_id),
+        missing,
+    )
 
 
-def _image_account(config: ExperimentConfig, region: str) -> str:
-    """Whose registry the endpoint's image lies in; AWS's differs from region to region."""
-    uri = config.hosting.image_uri or image_uri("inference", instance_type=config.hosting.instance_type, region=region)
-    account = uri.partition(".")[0]
-    return account if account.isdigit() else IMAGE_ACCOUNT
+def _image_uris(config: ExperimentConfig, region: str) -> tuple[str, str]:
+    """Of jobs and of endpoints; AWS's own lie in another account's registry from region to region."""
+    job, hosting = config.sagemaker, config.hosting
+    return (
+        job.image_uri or image_uri("training", instance_type=job.instance_type, region=region),
+        hosting.image_uri or image_uri("inference", instance_type=hosting.instance_type, region=region),
+    )

@@ -13,7 +13,17 @@ from moto import mock_aws
 
 from dogbreed_ml.errors import ConfigError
 from sagemaker_jobs.endpoints.leases import Lease
-from sagemaker_jobs.iam import OWN_TAG, Document, Scope, caller_policy, execution_role_policy, trust_policy
+from sagemaker_jobs.iam import (
+    MODEL_ACTIONS,
+    OWN_TAG,
+    RUN_ACTIONS,
+    Document,
+    Scope,
+    caller_policy,
+    execution_role_policy,
+    tracking_policy,
+    trust_policy,
+)
 
 KEY = "arn:aws:kms:us-west-2:123456789012:key/1234abcd-12ab-34cd"
 NARROW = Scope(
@@ -26,6 +36,10 @@ NARROW = Scope(
     endpoint_prefix="Dogs-120",
     version_prefix="Dogs-1",
     role_arn="arn:aws:iam::123456789012:role/dogbreed/sagemaker",
+    image_uris=(
+        "763104351884.dkr.ecr.us-west-2.amazonaws.com/pytorch-training:2.6-gpu-py312",
+        "763104351884.dkr.ecr.us-west-2.amazonaws.com/pytorch-inference:2.6-cpu-py312",
+    ),
 )
 FULL = replace(
     NARROW,
@@ -55,11 +69,14 @@ TAKE_NO_RESOURCE = {
 
 
 def policies() -> list[tuple[str, Document]]:
-    return [
+    tracking = tracking_policy(FULL)
+    assert tracking is not None
+    others = [
         (f"{name} of {scope_name}", build(scope))
         for name, build in (("caller", caller_policy), ("role", execution_role_policy))
         for scope_name, scope in (("narrow", NARROW), ("full", FULL))
     ]
+    return [("tracking of full", tracking), *others]
 
 
 def allowed(document: Document, action: str) -> Iterator[dict[str, Any]]:
@@ -155,6 +172,38 @@ def test_role_pulls_images_and_writes_output_and_neither_deletes_nor_starts_anyt
     assert not covers(document, "logs:PutLogEvents", f"{logs}Endpoints/kennel:log-stream:x")
     assert ("kms:Decrypt" in actions, "ec2:CreateNetworkInterface" in actions) == ((scope is FULL),) * 2
     assert ("sagemaker-mlflow:LogBatch" in actions) == (scope is FULL)
+    # The model is the caller's to log, and to register.
+    assert not {"sagemaker-mlflow:LogModel", "sagemaker-mlflow:CreateModelVersion"} & actions
+
+
+def test_images_are_pulled_from_their_own_accounts_and_repositories() -> None:
+    uris = (
+        "123456789012.dkr.ecr.us-west-2.amazonaws.com/kennel/trainer:mine",
+        f"210987654321.dkr.ecr.us-east-1.amazonaws.com/server@sha256:{'0' * 64}",
+        "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/pytorch-inference:2.6",
+    )
+    (pulling,) = allowed(execution_role_policy(replace(NARROW, image_uris=uris)), "ecr:BatchGetImage")
+    assert pulling["Resource"] == [
+        "arn:aws:ecr:us-west-2:123456789012:repository/kennel/trainer",
+        "arn:aws:ecr:us-east-1:210987654321:repository/server",
+        "arn:aws:ecr:cn-north-1:727897471807:repository/pytorch-inference",
+    ]
+
+
+def test_caller_of_a_managed_mlflow_may_log_and_register() -> None:
+    server, document = FULL.tracking_server_arn, tracking_policy(FULL)
+    assert server is not None
+    assert document is not None
+    needed = {Right(f"sagemaker-mlflow:{action}", server) for action in (*RUN_ACTIONS, *MODEL_ACTIONS)}
+    assert Rights(needed).missing_from(document) == []
+    assert tracking_policy(NARROW) is None
+    writing = {Right(f"sagemaker-mlflow:{action}", server) for action in RUN_ACTIONS}
+    assert Rights(writing).missing_from(execution_role_policy(FULL)) == []
+
+
+def test_no_right_is_given_that_nothing_asks_for() -> None:
+    actions = {action for _, document in policies() for each in document["Statement"] for action in each["Action"]}
+    assert not actions & {"application-autoscaling:DeleteScalingPolicy", "logs:FilterLogEvents"}
 
 
 def test_whole_bucket_is_listed_where_no_prefix_narrows_it() -> None:
@@ -190,6 +239,8 @@ def test_owner_may_ask_whether_bucket_and_keys_are_there_and_whose_others_endpoi
         ("version_prefix", "*"), ("job_prefixes", ("",)), ("job_prefixes", ("dogs*",)), ("role_arn", "*"),
         ("role_arn", "arn:aws:iam::123456789012:role/*"), ("kms_key_arn", "arn:aws:kms:us-west-2:123456789012:key/*"),
         ("data_uris", ("s3://*",)), ("data_uris", ("s3://kennel/*",)), ("tracking_server_arn", "https://host"),
+        ("image_uris", ("*",)), ("image_uris", ("docker.io/library/python",)),
+        ("image_uris", ("123456789012.dkr.ecr.us-west-2.amazonaws.com/*",)),
     ],
 )  # fmt: skip
 def test_what_would_widen_a_policy_is_refused(field: str, value: Any) -> None:

@@ -4,9 +4,9 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from iamrights import REGION, Rights, rights_of
+from iamrights import REGION, Right, Rights, rights_of
 
-from dogbreed_ml.cloudconfig import SagemakerConfig
+from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.config import DataConfig, ExperimentConfig
 from sagemaker_jobs.endpoints.endpoint_request import Place, endpoint_name, endpoint_plan
 from sagemaker_jobs.endpoints.leases import Lease
@@ -63,6 +63,32 @@ def test_policies_follow_data_elsewhere_the_roles_partition_and_the_image() -> N
         assert '"arn:aws:' not in text
     # AWS's registry in China is another account's.
     assert "arn:aws-cn:ecr:cn-north-1:727897471807:repository/pytorch-inference" in json.dumps(made.execution_role)
+
+
+def test_policies_follow_both_own_images_and_a_managed_mlflow() -> None:
+    account = SagemakerConfig(
+        role_arn=ROLE, region=REGION, image_uri="123456789012.dkr.ecr.us-west-2.amazonaws.com/trainer:mine"
+    )
+    hosting = HostingConfig(image_uri="210987654321.dkr.ecr.us-west-2.amazonaws.com/server:mine")
+    tracking_uri = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-kennel"
+    configs = [ExperimentConfig(name="dogs", sagemaker=account, hosting=each) for each in (hosting, HostingConfig())]
+    both, trains = (policies(each, tracking_uri=tracking_uri) for each in configs)
+    pulled = [
+        [resource for resource in statement["Resource"] if ":ecr:" in resource]
+        for made in (both, trains)
+        for statement in made.execution_role["Statement"]
+        if statement["Sid"] == "PullImages"
+    ]
+    own = "arn:aws:ecr:us-west-2:123456789012:repository/trainer"
+    assert pulled == [
+        [own, "arn:aws:ecr:us-west-2:210987654321:repository/server"],
+        [own, "arn:aws:ecr:us-west-2:763104351884:repository/pytorch-inference"],
+    ]
+    assert both.caller_tracking is not None
+    assert json.loads(both.render())["caller_tracking"] == both.caller_tracking
+    for document in (both.caller_tracking, both.execution_role):
+        assert Rights({Right("sagemaker-mlflow:LogBatch", tracking_uri)}).missing_from(document) == []
+    assert "sagemaker-mlflow" not in policies(configs[0], tracking_uri="http://127.0.0.1:5000").render()
 
 
 def test_policies_without_a_config_say_what_stands_for_what() -> None:
