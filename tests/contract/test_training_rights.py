@@ -30,8 +30,8 @@ ACTIONS = {
 
 
 @pytest.fixture
-def mlflow_url(tmp_path: Path, empty_store: Path) -> Iterator[str]:
-    server = MlflowServer(tmp_path, empty_store=empty_store)
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), empty_store=empty_store)
     server.start()
     yield server.url
     server.stop()
@@ -74,9 +74,15 @@ def test_printed_rights_are_those_that_the_record_and_the_registry_ask_for(
 def write_run(mlflow_url: str, folder: Path) -> str:
     """As a job does whose spot instance was taken away and came again."""
     (folder / "figure.txt").write_text("a dog")
-    (folder / "fetched").mkdir()
-    dirs = dict.fromkeys(("model_dir", "output_dir", "output_data_dir", "checkpoint_dir", "work_dir"), folder)
-    environment = JobEnvironment(job_name="job-1", tracking_uri=mlflow_url, **dirs)
+    environment = JobEnvironment(
+        job_name="job-1",
+        model_dir=folder,
+        output_dir=folder,
+        output_data_dir=folder,
+        checkpoint_dir=folder,
+        work_dir=folder,
+        tracking_uri=mlflow_url,
+    )
     for _ in range(2):
         record = JobRecord.open(environment, CONFIG, is_trial=False)
         assert record.kind == "live"
@@ -100,6 +106,7 @@ def register(mlflow_url: str, run_id: str, folder: Path) -> None:
             params={f"param_{number}": "value" for number in range(150)},
         )
         client.log_model_artifacts(logged.model_id, str(folder))
+        (folder / "fetched").mkdir()
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         version = registry.register_challenger(tracker, name, model_uri=logged.model_uri, run_id=run_id)
