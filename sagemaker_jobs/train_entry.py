@@ -152,7 +152,7 @@ class _Job:
             raise CloudError(progress.cause)
         training.save(localized[0], logged=localized[1])
         # SageMaker's tuner takes the value that a job printed last; ours is that of the epoch whose weights are kept.
-        logger.info("%s=%.6g", OBJECTIVE_METRIC, progress.value)
+        logger.info("%s", render_objective(progress.value))
 
     def train(self, run: Run) -> None:
         """What `dogbreed train` does, but for the model, which the caller takes from the checkpoint."""
@@ -199,6 +199,11 @@ class _Job:
         log_beginning(run, config, self.splits, context)
         # The job's folder is no checkout; the commit is that of the archive's code.
         run.set_tags(self.experiment.source_tags)
+
+
+def render_objective(value: float) -> str:
+    """A trial's last line, once its training has come to its end by itself: every digit, as its run has them."""
+    return f"{OBJECTIVE_METRIC}={float(value)!r}"
 
 
 def _load_splits(config: ExperimentConfig, environment: JobEnvironment, code_dir: Path) -> Splits:

@@ -28,13 +28,8 @@ def objective_definition(metric: str) -> dict[str, str]:
     """The MetricDefinition of the objective.
 
     SageMaker takes a job's last value, a search the kept epoch's: so a job's last line is `objective=VALUE`, and until
-    then its epochs count, by which the tuner gives jobs up.
+    then its epochs count, by which the tuner gives jobs up. train_entry writes that line.
     """
     number = r"([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
     regex = rf"(?:epoch=[0-9]+ (?:.* )?{re.escape(metric)}|^objective)={number}"
     return {"Name": OBJECTIVE_METRIC, "Regex": regex}
-
-
-def render_objective(value: float) -> str:
-    """A job's last line, once its training has come to its end by itself."""
-    return f"objective={value!r}"

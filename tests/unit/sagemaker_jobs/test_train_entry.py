@@ -76,7 +76,9 @@ def test_trial_takes_its_features_from_the_channel(
     tmp_path: Path, project_dir: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses = _fits(project_dir, splits, CONFIG)
-    folders = JobFolders(tmp_path, CONFIG, splits)
+    # Of a metric with more digits than a share of 6 photographs has.
+    by_loss = replace(CONFIG, search=SearchConfig(metric="valid/loss", direction="minimize"))
+    folders = JobFolders(tmp_path, by_loss, splits)
     for table in (project_dir / CONFIG.features.dir).glob("*/table.json"):
         # Flat, as an S3 prefix becomes a channel: the folder's name is lost.
         shutil.copytree(table.parent, folders.channel("features"), dirs_exist_ok=True)
@@ -95,7 +97,8 @@ def test_trial_takes_its_features_from_the_channel(
     assert [line.split()[0] for line in epoch_lines] == ["epoch=0", "epoch=1", "epoch=2"]
     objective = run.last("objective")
     assert objective is not None
-    assert lines[-1] == f"objective={objective.value:.6g}"
+    assert lines[-1] == f"objective={objective.value!r}"
+    assert float(f"{objective.value:.6g}") != objective.value
     checkpoint = load_checkpoint(folders.model_dir / "checkpoint.pt")
     assert checkpoint.classes == splits.classes
     assert checkpoint.data_fingerprint == splits.fingerprint

@@ -26,7 +26,8 @@ from sagemaker_jobs.job.environment import JobEnvironment, record_variables
 from sagemaker_jobs.job.jobtraining import checkpoint_paths
 from sagemaker_jobs.local.shapes import check_request
 from sagemaker_jobs.local.tuningplan import parse_plan
-from sagemaker_jobs.training.metrics import OBJECTIVE_METRIC, objective_definition, render_objective
+from sagemaker_jobs.train_entry import render_objective
+from sagemaker_jobs.training.metrics import OBJECTIVE_METRIC, objective_definition
 from sagemaker_jobs.tuning.tuning_request import build_ranges, tuning_job_request
 
 SPACE: dict[str, Dimension] = {
