@@ -105,6 +105,11 @@ class Aws:
             return str(self.client("sts").get_caller_identity()["Account"])
 
     @property
+    def partition(self) -> str:
+        """What ARNs of this region begin with: `aws`, `aws-cn`, `aws-us-gov`."""
+        return str(self.session.get_partition_for_region(self.region))
+
+    @property
     def is_local(self) -> bool:
         """Whether SageMaker is on this machine."""
         url = str(self.client("sagemaker").meta.endpoint_url)

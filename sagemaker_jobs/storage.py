@@ -23,6 +23,8 @@ from sagemaker_jobs.client import Aws, cloud_error, error_code, translated
 
 logger = logging.getLogger(__name__)
 
+_UNFINISHED_KEY = ".bucket-unfinished"
+"""Below the prefix while a bucket is made: whoever finds it there finishes the bucket."""
 _NUM_UPLOADS = 8
 _IN_ONE_PART = TransferConfig(use_threads=False)
 
@@ -48,11 +50,22 @@ class Storage:
         return f"s3://{self.bucket}/{self.prefix}/{key}"
 
     def ensure_bucket(self) -> None:
-        """Makes the bucket where it is not: no public access, encrypted, TLS only."""
-        s3 = self.aws.client("s3")
-        try:
-            s3.head_bucket(Bucket=self.bucket, ExpectedBucketOwner=self.aws.account_id)
+        """Makes the bucket where it is not: no public access, encrypted, TLS only; finishes one that was cut off."""
+        if self._is_there():
+            if self._is_unfinished():
+                self._finish()
             return
+        s3 = self.aws.client("s3")
+        with translated(f"make the bucket {self.bucket}"):
+            place: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": self.aws.region}}
+            s3.create_bucket(Bucket=self.bucket, **({} if self.aws.region == "us-east-1" else place))
+            s3.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{_UNFINISHED_KEY}")
+        self._finish()
+
+    def _is_there(self) -> bool:
+        try:
+            self.aws.client("s3").head_bucket(Bucket=self.bucket, ExpectedBucketOwner=self.aws.account_id)
+            return True
         except (BotoCoreError, ClientError) as error:
             if error_code(error) == "403":
                 raise CloudError(
@@ -61,9 +74,22 @@ class Storage:
                 ) from error
             if error_code(error) not in ("404", "NoSuchBucket"):
                 raise cloud_error(error, f"look at the bucket {self.bucket}") from error
+        return False
+
+    def _is_unfinished(self) -> bool:
+        try:
+            self.aws.client("s3").head_object(Bucket=self.bucket, Key=f"{self.prefix}/{_UNFINISHED_KEY}")
+        except (BotoCoreError, ClientError) as error:
+            # Whoever may not look did not make it.
+            if error_code(error) in ("403", "404", "NoSuchKey"):
+                return False
+            raise cloud_error(error, f"look at the bucket {self.bucket}") from error
+        return True
+
+    def _finish(self) -> None:
+        """May be repeated; the mark goes last."""
+        s3 = self.aws.client("s3")
         with translated(f"make the bucket {self.bucket}"):
-            place: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": self.aws.region}}
-            s3.create_bucket(Bucket=self.bucket, **({} if self.aws.region == "us-east-1" else place))
             blocks = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
             s3.put_public_access_block(Bucket=self.bucket, PublicAccessBlockConfiguration=dict.fromkeys(blocks, True))
             s3.put_bucket_encryption(
@@ -71,7 +97,8 @@ class Storage:
             )
             # The local SageMaker speaks HTTP, and moto takes the statement without its condition.
             if not self.aws.is_local:
-                s3.put_bucket_policy(Bucket=self.bucket, Policy=json.dumps(_tls_only(self.bucket)))
+                s3.put_bucket_policy(Bucket=self.bucket, Policy=json.dumps(self._tls_only()))
+            s3.delete_object(Bucket=self.bucket, Key=f"{self.prefix}/{_UNFINISHED_KEY}")
         logger.info("made the bucket %s: private, encrypted", self.bucket)
 
     def upload_all(self, files: Mapping[str, Path], *, what: str, progress: Progress = NO_PROGRESS) -> int:
@@ -172,6 +199,18 @@ class Storage:
         default = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": self.kms_key_id}
         return {"ApplyServerSideEncryptionByDefault": default, "BucketKeyEnabled": True}
 
+    def _tls_only(self) -> dict[str, Any]:
+        bucket_arn = f"arn:{self.aws.partition}:s3:::{self.bucket}"
+        statement = {
+            "Sid": "DenyWithoutTls",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [bucket_arn, f"{bucket_arn}/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+        return {"Version": "2012-10-17", "Statement": [statement]}
+
 
 def split_uri(uri: str) -> tuple[str, str]:
     """s3://bucket/key -> (bucket, key)."""
@@ -183,15 +222,3 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tls_only(bucket: str) -> dict[str, Any]:
-    statement = {
-        "Sid": "DenyWithoutTls",
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:*",
-        "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
-        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-    }
-    return {"Version": "2012-10-17", "Statement": [statement]}

@@ -152,7 +152,8 @@ class _Job:
             raise CloudError(progress.cause)
         training.save(localized[0], logged=localized[1])
         # SageMaker's tuner takes the value that a job printed last; ours is that of the epoch whose weights are kept.
-        logger.info("%s", render_objective(progress.value))
+        if progress.value is not None:
+            logger.info("%s", render_objective(progress.value))
 
     def train(self, run: Run) -> None:
         """What `dogbreed train` does, but for the model, which the caller takes from the checkpoint."""

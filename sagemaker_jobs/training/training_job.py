@@ -238,10 +238,10 @@ class _Task:
 
     def _bury(self, gone: JobGoneError) -> None:
         """A job that was deleted still becomes a run, FAILED and with the cause."""
-        storage, now = self._storage(), datetime.now(UTC)
+        storage, now, aws = self._storage(), datetime.now(UTC), self.aws
         known: Mapping[str, Any] = gone.job or {
             "TrainingJobName": gone.name,
-            "TrainingJobArn": f"arn:aws:sagemaker:{self.aws.region}:{self.aws.account_id}:training-job/{gone.name}",
+            "TrainingJobArn": f"arn:{aws.partition}:sagemaker:{aws.region}:{aws.account_id}:training-job/{gone.name}",
             "OutputDataConfig": {"S3OutputPath": storage.uri(OUTPUT_KEY)},
             "CreationTime": now,
             "LastModifiedTime": now,

@@ -1,10 +1,12 @@
 """S3 behind jobs, against the local server's: each content once, and what a failure leaves."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
@@ -61,6 +63,64 @@ def test_bucket_is_made_private_and_encrypted_and_found_again(aws: Aws) -> None:
     assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
 
 
+def test_bucket_that_was_cut_off_in_the_making_is_finished(aws: Aws) -> None:
+    s3, config = aws.client("s3"), SagemakerConfig(bucket="kennel-half-made")
+
+    def cut_off(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    s3.meta.events.register("before-call.s3.PutPublicAccessBlock", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        Storage.open(aws, config)
+    s3.meta.events.unregister("before-call.s3.PutPublicAccessBlock", cut_off)
+    storage = Storage.open(aws, config)
+
+    blocks = s3.get_public_access_block(Bucket=storage.bucket)["PublicAccessBlockConfiguration"]
+    assert len(blocks) == 4
+    assert all(blocks.values())
+    assert s3.get_bucket_encryption(Bucket=storage.bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert "Contents" not in s3.list_objects_v2(Bucket=storage.bucket)
+
+
+def test_bucket_that_somebody_else_made_is_left_as_it_is(aws: Aws) -> None:
+    s3 = aws.client("s3")
+    place = {"LocationConstraint": "us-west-2"}
+    s3.create_bucket(Bucket="kennel-of-the-users-own", CreateBucketConfiguration=place)
+    Storage.open(aws, SagemakerConfig(bucket="kennel-of-the-users-own"))
+    with pytest.raises(ClientError, match="NoSuchPublicAccessBlock"):
+        s3.get_public_access_block(Bucket="kennel-of-the-users-own")
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"), [("us-west-2", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
+)
+def test_bucket_is_made_for_tls_alone_in_every_partition(
+    region: str, partition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Aws, "account_id", ACCOUNT)
+    with (
+        Aws.open(SagemakerConfig(region=region), patience_s=1) as aws,
+        Stubber(aws.client("s3")) as played,
+    ):
+        played.add_client_error("head_bucket", "404", http_status_code=404)
+        for operation in ("create_bucket", "put_object", "put_public_access_block", "put_bucket_encryption"):
+            played.add_response(operation, {})
+        bucket_arn = f"arn:{partition}:s3:::kennel"
+        statement = {
+            "Sid": "DenyWithoutTls",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [bucket_arn, f"{bucket_arn}/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        played.add_response("put_bucket_policy", {}, {"Bucket": "kennel", "Policy": policy})
+        played.add_response("delete_object", {})
+        Storage.open(aws, SagemakerConfig(bucket="kennel"))
+        played.assert_no_pending_responses()
+
+
 def test_each_content_is_uploaded_once(storage: Storage, tmp_path: Path) -> None:
     files = write(tmp_path, rex="a dog", lassie="another dog")
     assert storage.upload_all(files, what="images") == 2
@@ -110,7 +170,7 @@ def test_failing_s3_is_tried_again_and_then_told_of(
 
 
 def test_objects_are_encrypted_with_the_key_that_is_configured(aws: Aws, tmp_path: Path) -> None:
-    key_id = "alias/kennel"
+    key_id = "1234abcd-12ab-34cd-56ef-1234567890ab"
     config = SagemakerConfig(bucket="kennel-with-a-key", kms_key_id=key_id)
     storage = Storage.open(aws, config)
     storage.put("code/a", b"a")
