@@ -218,10 +218,10 @@ def _tune(options: TuneOptions, config: ExperimentConfig, context: "Context") ->
         source = warmstart.Source.of(options.sources)
         findings = warmstart.fetch_findings(config, source.job_names)
         return tune.tune(config, context=context, earlier_run_ids=source.run_ids, findings=findings)
-    from sagemaker_jobs.tuning import tuning_job
+    from sagemaker_jobs.tuning import searchplan, tuning_job
 
     if options.dry_run:
-        return tuning_job.plan(config, context=context, warm_start=options.sources)
+        return searchplan.plan(config, context=context, warm_start=options.sources)
     return tuning_job.tune(
         config, context=context, attach=options.attach, warm_start=options.sources, question=_confirm()
     )

@@ -7,8 +7,9 @@ from typing import Any
 from dogbreed_ml.config import ExperimentConfig
 from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
 from sagemaker_jobs.endpoints.endpoint_request import name_stem
-from sagemaker_jobs.iam import Document, Scope, caller_policy, execution_role_policy, tracking_policy, trust_policy
+from sagemaker_jobs.iam import Document, caller_policy, execution_role_policy, tracking_policy, trust_policy
 from sagemaker_jobs.images import image_uri
+from sagemaker_jobs.policyscope import Scope
 from sagemaker_jobs.training.launch import job_prefix
 
 

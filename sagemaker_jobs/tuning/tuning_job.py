@@ -6,22 +6,20 @@ command that was cut off is repeated, or another attaches: it finds the tuning j
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
-from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.pipeline.profiled import profiled_run
 from dogbreed_ml.pipeline.stages import log_beginning, logged_feeds, opened
 from dogbreed_ml.pipeline.tune import check_search, finish_search
 from dogbreed_ml.progress import TerminalProgress
-from dogbreed_ml.provenance import git_tags, render_command
+from dogbreed_ml.provenance import render_command
 from dogbreed_ml.samplers import num_possible_trials
 from dogbreed_ml.search import SearchResult, conclude
 from dogbreed_ml.searchdisplay import SearchDisplay
@@ -32,22 +30,17 @@ from dogbreed_ml.workbench import Workbench, uses_features
 from sagemaker_jobs.client import Aws, Clock
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.storage import Storage
-from sagemaker_jobs.training.dryrun import DryRun, Placement
-from sagemaker_jobs.training.estimate import estimate_jobs
 from sagemaker_jobs.training.jobcontrol import Job, Question
-from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs, prepare_inputs
-from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
-from sagemaker_jobs.training.training_job import price_of
-from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.training.jobinputs import prepare_inputs
+from sagemaker_jobs.training.launch import Launch, LaunchFile
 from sagemaker_jobs.tuning.featurechannel import (
-    FEATURES_KEY,
-    UNKNOWN_KEY,
     FeatureChannel,
     fetch_features,
     render_channel,
 )
-from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features, planned_feature_job, tables_uri
+from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
+from sagemaker_jobs.tuning.searchplan import VERB, search_name, trial_request
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
 from sagemaker_jobs.tuning.tuningstatus import (
     check_space,
@@ -61,7 +54,6 @@ from sagemaker_jobs.tuning.warmstart import Source
 logger = logging.getLogger(__name__)
 
 TUNING_JOB_TAG, ARN_TAG, URL_TAG = "sagemaker.tuning_job", "sagemaker.tuning_job_arn", "sagemaker.tuning_job_url"
-_VERB: Final = "tune"
 
 
 def tune(
@@ -84,60 +76,9 @@ def tune(
     tracker, splits, bench = opened(config, context, spans)
     with closing(bench), tracker, Aws.open(config.sagemaker, clock=clock) as aws:
         scope = f"{splits.fingerprint} {tracker.tracking_uri} {aws.client('sagemaker').meta.endpoint_url}"
-        launch_file = LaunchFile.of(context.project_dir, _VERB, config, scope=scope)
+        launch_file = LaunchFile.of(context.project_dir, VERB, config, scope=scope)
         with _alone(launch_file, config):
             return _Search(config, context, tracker, aws, bench, launch_file, spans, source, question).run(attach)
-
-
-def plan(
-    config: ExperimentConfig, *, context: Context, warm_start: Sequence[str] = (), today: date | None = None
-) -> DryRun:
-    """What `tune` would send, and an estimate of its time and cost. Needs neither credentials nor a region.
-
-    The features are not computed for it, and what an earlier search would change is not looked up.
-    """
-    check_search(config)
-    source = Source.of(warm_start)
-    splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
-    placement = Placement.of(config.sagemaker)
-    environment = record_variables(context.tracking_uri)
-    requests: dict[str, Any] = {}
-    with ExitStack() as stack:
-        planned = stack.enter_context(
-            planned_inputs(
-                config,
-                splits,
-                uri=placement.uri,
-                kind="trial",
-                context=context,
-                environment=environment,
-                download=False,
-            )
-        )
-        inputs = planned.inputs
-        if uses_features(config):
-            uri = f"{placement.uri(FEATURES_KEY)}/{UNKNOWN_KEY}/"
-            if config.search.features_on == "sagemaker":
-                job, files = stack.enter_context(
-                    planned_feature_job(config, splits, context=context, placement=placement)
-                )
-                requests["CreateTrainingJob"], uri, planned = job, tables_uri(job), planned.beside(files)
-            inputs = replace(inputs, channels=(*inputs.channels, render_channel(uri)))
-        name = _name(config)
-        training = _training_request(config, context, name, inputs, placement.role_arn, placement.region)
-        requests["CreateHyperParameterTuningJob"] = tuning_job_request(config, name=name, training=training)
-        if source.job_names:
-            logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
-        estimate = estimate_jobs(
-            config,
-            splits,
-            price=price_of(config, context, region=placement.region, today=today),
-            num_trainings=num_possible_trials(config.search),
-            num_parallel=config.search.num_parallel,
-            num_feature_jobs=int("CreateTrainingJob" in requests),
-            progress=context.progress,
-        )
-        return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
 
 
 @dataclass(frozen=True)
@@ -197,7 +138,7 @@ class _Search:
             return attach, description
         launch = self.launch_file.load()
         if launch is None:
-            return _name(self.config), None
+            return search_name(self.config), None
         description = describe_tuning_job(self.aws, launch.name)
         if description is not None:
             status = description["HyperParameterTuningJobStatus"]
@@ -272,7 +213,7 @@ class _Search:
             environment=record_variables(self.tracker.tracking_uri, parent),
         )
         inputs = replace(inputs, channels=(*inputs.channels, *channels))
-        training = _training_request(config, self.context, name, inputs, role_arn, self.aws.region)
+        training = trial_request(config, self.context, name, inputs, role_arn, self.aws.region)
         request = tuning_job_request(config, name=name, training=training, parents=self.source.tuning_jobs(self.aws))
         send_tuning_job(self.aws, request, self.launch_file)
         link = self.aws.console_url(f"hyper-tuning-jobs/{name}")
@@ -336,19 +277,6 @@ def _result(job: Job, follower: SearchFollower) -> SearchResult:
             "the tuning job %s ended as %s; going on with its completed trials: %d", name, status, num_completed
         )
     return conclude(name, records, follower.config.search)
-
-
-def _training_request(
-    config: ExperimentConfig, context: Context, name: str, inputs: JobInputs, role_arn: str, region: str
-) -> dict[str, Any]:
-    commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
-    tags = {"dogbreed:verb": _VERB, "dogbreed:config": config_key(config)}
-    tags |= {"dogbreed:commit": commit} if commit else {}
-    return training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
-
-
-def _name(config: ExperimentConfig) -> str:
-    return job_name(config, _VERB, key=config_key(config), at=datetime.now(UTC))
 
 
 def _links(aws: Aws, job: Job) -> dict[str, str]:

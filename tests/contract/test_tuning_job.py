@@ -41,7 +41,7 @@ from sagemaker_jobs.local.service import LocalSageMaker, Settings
 from sagemaker_jobs.shapes import request_errors
 from sagemaker_jobs.training import importing, jobinputs
 from sagemaker_jobs.training.jobcontrol import JobGoneError
-from sagemaker_jobs.tuning import searchfollower, tuning_job, warmstart
+from sagemaker_jobs.tuning import searchfollower, searchplan, tuning_job, warmstart
 
 WAITS = "import time\nprint('waiting', flush=True)\ntime.sleep(120)\n"
 FAILS = (
@@ -455,7 +455,7 @@ def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypa
         monkeypatch.delenv(name)
     environment = {"KENNEL_API_TOKEN": API_TOKEN}
     config = replace(CONFIG, sagemaker=SagemakerConfig(instance_type="ml.m5.xlarge", environment=environment))
-    answer = tuning_job.plan(config, context=Context(tmp_path, argv=("dogbreed", "tune")))
+    answer = searchplan.plan(config, context=Context(tmp_path, argv=("dogbreed", "tune")))
     told = answer.to_dict()
     request = told["requests"]["CreateHyperParameterTuningJob"]
     channels = [each["ChannelName"] for each in request["TrainingJobDefinition"]["InputDataConfig"]]
@@ -471,7 +471,7 @@ def test_dry_run_sends_nothing_and_computes_no_features(tmp_path: Path, monkeypa
 def test_dry_run_shows_the_job_that_computes_the_features_first(tmp_path: Path) -> None:
     config = with_values(CONFIG, {"search.features_on": "sagemaker", "sagemaker.keep_alive_s": 60})
     context = Context(tmp_path, argv=("dogbreed", "tune"))
-    told, local = tuning_job.plan(config, context=context), tuning_job.plan(CONFIG, context=context)
+    told, local = searchplan.plan(config, context=context), searchplan.plan(CONFIG, context=context)
     assert list(told.requests) == ["CreateTrainingJob", "CreateHyperParameterTuningJob"]
     assert list(local.requests) == ["CreateHyperParameterTuningJob"]
     job = told.requests["CreateTrainingJob"]

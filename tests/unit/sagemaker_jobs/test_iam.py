@@ -18,12 +18,12 @@ from sagemaker_jobs.iam import (
     OWN_TAG,
     RUN_ACTIONS,
     Document,
-    Scope,
     caller_policy,
     execution_role_policy,
     tracking_policy,
     trust_policy,
 )
+from sagemaker_jobs.policyscope import Scope
 
 KEY = "arn:aws:kms:us-west-2:123456789012:key/1234abcd-12ab-34cd"
 NARROW = Scope(

@@ -1,0 +1,96 @@
+"""What a search sends to SageMaker, and with --dry-run all that is done: the requests, and what they would cost."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.context import Context
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.pipeline.tune import check_search
+from dogbreed_ml.provenance import git_tags
+from dogbreed_ml.samplers import num_possible_trials
+from dogbreed_ml.workbench import uses_features
+from sagemaker_jobs.job.environment import record_variables
+from sagemaker_jobs.training.dryrun import DryRun, Placement
+from sagemaker_jobs.training.estimate import estimate_jobs
+from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs
+from sagemaker_jobs.training.launch import config_key, job_name
+from sagemaker_jobs.training.training_job import price_of
+from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.tuning.featurechannel import FEATURES_KEY, UNKNOWN_KEY, render_channel
+from sagemaker_jobs.tuning.featurejob import planned_feature_job, tables_uri
+from sagemaker_jobs.tuning.tuning_request import tuning_job_request
+from sagemaker_jobs.tuning.warmstart import Source
+
+logger = logging.getLogger(__name__)
+
+VERB: Final = "tune"
+
+
+def plan(
+    config: ExperimentConfig, *, context: Context, warm_start: Sequence[str] = (), today: date | None = None
+) -> DryRun:
+    """What `tune` would send, and an estimate of its time and cost. Needs neither credentials nor a region.
+
+    The features are not computed for it, and what an earlier search would change is not looked up.
+    """
+    check_search(config)
+    source = Source.of(warm_start)
+    splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
+    placement = Placement.of(config.sagemaker)
+    environment = record_variables(context.tracking_uri)
+    requests: dict[str, Any] = {}
+    with ExitStack() as stack:
+        planned = stack.enter_context(
+            planned_inputs(
+                config,
+                splits,
+                uri=placement.uri,
+                kind="trial",
+                context=context,
+                environment=environment,
+                download=False,
+            )
+        )
+        inputs = planned.inputs
+        if uses_features(config):
+            uri = f"{placement.uri(FEATURES_KEY)}/{UNKNOWN_KEY}/"
+            if config.search.features_on == "sagemaker":
+                job, files = stack.enter_context(
+                    planned_feature_job(config, splits, context=context, placement=placement)
+                )
+                requests["CreateTrainingJob"], uri, planned = job, tables_uri(job), planned.beside(files)
+            inputs = replace(inputs, channels=(*inputs.channels, render_channel(uri)))
+        name = search_name(config)
+        training = trial_request(config, context, name, inputs, placement.role_arn, placement.region)
+        requests["CreateHyperParameterTuningJob"] = tuning_job_request(config, name=name, training=training)
+        if source.job_names:
+            logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
+        estimate = estimate_jobs(
+            config,
+            splits,
+            price=price_of(config, context, region=placement.region, today=today),
+            num_trainings=num_possible_trials(config.search),
+            num_parallel=config.search.num_parallel,
+            num_feature_jobs=int("CreateTrainingJob" in requests),
+            progress=context.progress,
+        )
+        return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
+
+
+def trial_request(
+    config: ExperimentConfig, context: Context, name: str, inputs: JobInputs, role_arn: str, region: str
+) -> dict[str, Any]:
+    """CreateTrainingJob of one trial with the config's own values."""
+    commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
+    tags = {"dogbreed:verb": VERB, "dogbreed:config": config_key(config)}
+    tags |= {"dogbreed:commit": commit} if commit else {}
+    return training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+
+
+def search_name(config: ExperimentConfig) -> str:
+    return job_name(config, VERB, key=config_key(config), at=datetime.now(UTC))
