@@ -2,6 +2,9 @@
 
 import gc
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -59,6 +62,23 @@ def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split)
     del batches
     gc.collect()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_a_signal_of_the_group_ends_raise_nothing_in_their_parent(
+    split: Split, number: signal.Signals
+) -> None:
+    batches = _batches(split, num_workers=2)
+    _images(batches, epoch=0)
+    workers = [psutil.Process(pid) for pid in batches.worker_pids]
+    # Sent by somebody else: torch's workers take a SIGTERM of their parent as told to end.
+    subprocess.run(["kill", f"-{number.value}", *map(str, batches.worker_pids)], check=True)
+    # torch looks at how they ended as soon as they have, and would raise here.
+    deadline = time.monotonic() + 30
+    while any(worker.status() != psutil.STATUS_ZOMBIE for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {worker.status() for worker in workers} == {psutil.STATUS_ZOMBIE}
+    batches.close()
 
 
 def test_image_batches_left_early_start_over_with_the_next_epoch(split: Split) -> None:
