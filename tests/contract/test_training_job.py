@@ -658,7 +658,7 @@ def test_job_deleted_behind_our_back_ends_as_a_failed_run(
 
 
 def test_job_deleted_between_two_commands_ends_as_a_failed_run(
-    project: Project, sagemaker: Any, job_runs: Callable[[str], None]
+    project: Project, sagemaker: Any, job_runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_runs(WAITS)
     with pytest.raises(KeyboardInterrupt):
@@ -668,11 +668,14 @@ def test_job_deleted_between_two_commands_ends_as_a_failed_run(
     wait_ended(sagemaker, job["TrainingJobName"])
     sagemaker.delete_training_job(TrainingJobName=job["TrainingJobName"])
 
+    monkeypatch.setattr(Aws, "partition", "aws-cn")
     with pytest.raises(JobGoneError, match="was deleted"):
         project.train()
 
     (run,) = project.runs()
     assert run.info.status == "FAILED"
+    # Nobody can say any more what its ARN was: it follows from the region.
+    assert run.data.tags["sagemaker.training_job_arn"].startswith("arn:aws-cn:sagemaker:us-west-2:123456789012:")
     assert jobs_of(sagemaker, project) == []
     assert project.records() == []
 
