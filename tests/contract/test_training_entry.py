@@ -298,7 +298,8 @@ def test_photographs_are_learned_in_a_job_that_trains_layer4(
         train=TrainConfig(num_epochs=2, batch_size=16, lr=1e-3, augmentation="flip", num_workers=1),
     )
     splits = load_splits(config.data, project_dir=caller.project_dir)
-    caller.start("photographs-1", config, kind="train", splits=splits)
+    longer = {"MaxRuntimeInSeconds": 280}
+    caller.start("photographs-1", config, kind="train", splits=splits, StoppingCondition=longer)
     job = wait_ended(caller.server, "photographs-1", timeout_s=280)
     assert job["TrainingJobStatus"] == "Completed", read_log(caller.server, "photographs-1")
     with caller.tracker() as tracker:
