@@ -49,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 _VERB: Final = "train"
 _PRICING_PATIENCE_S = 5.0
-"""The local SageMaker looks at a role's form only."""
 
 
 def train(

@@ -46,8 +46,15 @@ def training_job_request(
     region: str,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The request for one training of this config; raises ConfigError where SageMaker would refuse it."""
+    """The request for one training of this config; raises ConfigError where SageMaker would refuse it, or pay for
+    instances that wait in vain.
+    """
     wanted = config.sagemaker
+    if wanted.instance_count > 1 and config.profile.stop_on:
+        raise ConfigError(
+            f"profile.stop_on must be empty with sagemaker.instance_count {wanted.instance_count}: a rule stops the "
+            f"training on its own instance, and the others wait for it; got {list(config.profile.stop_on)}."
+        )
     request: dict[str, Any] = {
         "TrainingJobName": name,
         "RoleArn": role_arn,

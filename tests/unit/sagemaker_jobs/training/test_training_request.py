@@ -179,6 +179,10 @@ def test_training_request_takes_the_users_image_instead_of_awss() -> None:
         ({"sagemaker__kms_key_id": "not a key"}, "sagemaker.kms_key_id must be a key's id"),
         ({"sagemaker__kms_key_id": "alias/dogs"}, "sagemaker.kms_key_id must be a key's id"),
         ({"sagemaker__environment": {"A": "x" * 2000}}, "environment"),
+        (
+            {"sagemaker__instance_count": 2, "profile__debugger": True, "profile__stop_on": ["DeadRelu"]},
+            "profile.stop_on must be empty with sagemaker.instance_count 2",
+        ),
         ({"sagemaker__tags": {f"tag{n}": "x" for n in range(60)}}, "sagemaker.tags"),
     ],
 )
