@@ -132,7 +132,9 @@ def test_archive_answers_with_torch_torchvision_and_pillow_alone(archive_path: P
     )
 
 
+@pytest.mark.slow
 def test_endpoint_of_the_local_sagemaker_answers_the_archives_examples(archive_path: Path, tmp_path: Path) -> None:
+    """Small sibling: test_archive_answers_with_torch_torchvision_and_pillow_alone."""
     with serving(tmp_path / "server") as client:
         client.s3.upload_file(str(archive_path), BUCKET, "dogs/own.tar.gz")
         client.create_model("dogs", ModelDataUrl=f"s3://{BUCKET}/dogs/own.tar.gz")

@@ -356,7 +356,9 @@ class TestLife:
             lines = client.get("/metrics").body.decode().splitlines()
         return int(float(next(line for line in lines if line.startswith("dogbreed_images_in_flight ")).split()[1]))
 
+    @pytest.mark.slow
     def test_worker_that_hangs_times_out_and_is_replaced(self, checkpoint_path: Path, photographs: list[bytes]) -> None:
+        """Small sibling: test_killed_worker_loses_its_own_requests_alone_and_is_replaced."""
         with start_server(checkpoint_path, config=DeployConfig(backend="torch-fp32", timeout_s=1)) as server:
             (worker,) = worker_pids(server)
             os.kill(worker, signal.SIGSTOP)

@@ -755,4 +755,4 @@ def test_training_on_aws_needs_a_role(project: Project, sagemaker: Any, monkeypa
 
 def test_describe_of_an_unknown_job_is_none(project: Project, sagemaker: Any) -> None:
     with Aws.open(ExperimentConfig().sagemaker) as aws:
-        assert describe_job(aws, f"{project.config.name}-unknown") is None
+        assert describe_job(aws, f"{project.config.name}-train-unknown") is None

@@ -552,7 +552,7 @@ def test_features_of_a_first_job_with_views_live_and_narrowed(caller: Caller, tm
         summary = caller.tune(config)
         parent, children = caller.family(summary.parent_run_id)
         trials = [child for child in children if "optuna.trial_number" in child.tags]
-        assert len(caller.names("-features-")) == 1
+        assert len(caller.names("dogs-features-")) == 1
         assert {child.tags["features.from"] for child in trials} == {"channel"}
         assert {child.tags["sagemaker.record"] for child in trials} == {"live"}
         assert [child.tags["mlflow.runName"] for child in children] == [
@@ -566,7 +566,7 @@ def test_features_of_a_first_job_with_views_live_and_narrowed(caller: Caller, tm
         assert tags["search.warm_start"] == summary.parent_run_id
         assert '"high": 0.1' in tags["search.space_before_warm_start"]
         # The tables of the first search serve the second.
-        assert len(caller.names("-features-")) == 1
+        assert len(caller.names("dogs-features-")) == 1
 
         child = caller.tune(with_values(config, {"search.seed": 1}), warm_start=[summary.study_name])
         job = caller.server.tuning.describe_hyper_parameter_tuning_job(

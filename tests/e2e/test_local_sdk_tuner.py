@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import boto3
+import pytest
 from tuningscript import SCRIPT
 
 from sagemaker_jobs.local.service import LocalSageMaker, Settings
@@ -15,7 +16,9 @@ from sagemaker_jobs.local.tuner import ENDED
 _DEADLINE_S = 120.0
 
 
+@pytest.mark.slow
 def test_sdk_tuner_finds_the_best_training_job(tmp_path: Path) -> None:
+    """Small sibling: test_sdk_trainer_runs_a_source_folder."""
     source_dir = tmp_path / "source"
     source_dir.mkdir()
     (source_dir / "train.py").write_text(SCRIPT)

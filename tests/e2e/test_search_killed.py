@@ -78,7 +78,9 @@ def test_killed_parallel_search_takes_its_workers_along_and_goes_on(tmp_path: Pa
     assert not [run for run in children if run.info.status == "RUNNING"]
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
+    """Small sibling: test_killed_search_goes_on_where_it_stopped."""
     with search_command(tmp_path, num_trials=7, num_parallel=2, epoch_s=0.15) as command:
         command.wait_for_trials(2)
         command.workers()[0].kill()
@@ -92,8 +94,10 @@ def test_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
     assert run.data.tags["failure.cause"] == failed[0]["cause"]
 
 
-@pytest.mark.parametrize("num_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_parallel", [1, 2])
 def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, num_parallel: int) -> None:
+    """Small sibling: test_terminated_search_ends_its_runs_as_killed."""
     options: dict[str, Any] = {"num_trials": 5, "num_parallel": num_parallel, "epoch_s": EPOCH_S}
     with search_command(tmp_path, **options, hold_after=2 // num_parallel) as command:
         command.wait_for_trials(2)
