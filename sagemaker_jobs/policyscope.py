@@ -68,7 +68,6 @@ class Scope:
         for uri in self.data_uris:
             if not _DATA_URI.fullmatch(uri):
                 raise ConfigError(f"data_uris of a policy must look like s3://bucket/prefix, got {uri!r}.")
-
         for uri in self.image_uris:
             if not _IMAGE_URI.fullmatch(uri):
                 raise ConfigError(

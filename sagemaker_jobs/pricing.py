@@ -5,8 +5,9 @@ No price is written down in this project; where neither source knows one, there 
 
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ Component = Literal["Training", "Hosting"]
 PRICES_FILE = ".dogbreed/prices.json"
 MAX_AGE_DAYS = 7
 """AWS is asked anew for what was kept longer."""
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,33 @@ class Price:
     def render(self) -> str:
         date_text = f", {self.asked_on}" if self.asked_on else ""
         return f"${self.usd_per_hour:g} an hour ({self.source}{date_text})"
+
+
+def look_up_price(
+    config: SagemakerConfig,
+    *,
+    instance_type: str,
+    component: Component,
+    region: str,
+    project_dir: Path,
+    today: date | None = None,
+) -> Price | None:
+    """As `find_price`, asking AWS where there are credentials; without, only a file or an earlier answer can know."""
+    with ExitStack() as opened:
+        try:
+            aws: Aws | None = opened.enter_context(Aws.open(config, patience_s=_PATIENCE_S))
+        except ConfigError:
+            aws = None
+        return find_price(
+            config,
+            instance_type=instance_type,
+            component=component,
+            region=region,
+            project_dir=project_dir,
+            # The local SageMaker has no price list to ask.
+            aws=None if aws is None or aws.is_local else aws,
+            today=today or datetime.now(UTC).date(),
+        )
 
 
 def find_price(

@@ -205,10 +205,9 @@ class _Gpus:
     def __init__(self) -> None:
         import pynvml
 
-        self.notes: list[str] = []
         self._nvml: Any = pynvml
         self._num = 0
-        self._told: set[str] = set()
+        self._refusals: dict[str, str] = {}
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
@@ -216,6 +215,10 @@ class _Gpus:
             self._nvml = None
             return
         self._num = pynvml.nvmlDeviceGetCount()
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{what} cannot be read: {error}." for what, error in self._refusals.items()]
 
     def read(self) -> Iterator[Sample]:
         for number in range(self._num):
@@ -230,9 +233,7 @@ class _Gpus:
         try:
             return read(self._nvml.nvmlDeviceGetHandleByIndex(number))
         except self._nvml.NVMLError as error:
-            if (what := f"gpu{number}: {dimension}") not in self._told:
-                self._told.add(what)
-                self.notes.append(f"{what} cannot be read: {error}.")
+            self._refusals.setdefault(f"gpu{number}: {dimension}", str(error))
             return float("nan")
 
     def _utilisation(self, handle: Any) -> float:

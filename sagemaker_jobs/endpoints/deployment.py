@@ -3,16 +3,15 @@
 import json
 import logging
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.deployments import utc_now
-from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.errors import CloudError
 from dogbreed_ml.options import DeployOptions
 from dogbreed_ml.pipeline.deploy import MEASURED_BACKEND_TAG, require_verdict
 from dogbreed_ml.provenance import user_name
@@ -24,7 +23,7 @@ from sagemaker_jobs.endpoints.model_archive import Origin, build_model_archive, 
 from sagemaker_jobs.endpoints.removal import remove_replaced
 from sagemaker_jobs.endpoints.rollout import Rollout
 from sagemaker_jobs.endpoints.store import opened_store
-from sagemaker_jobs.pricing import find_price
+from sagemaker_jobs.pricing import look_up_price
 from sagemaker_jobs.storage import Storage, file_digest
 from sagemaker_jobs.training.dryrun import Placement
 
@@ -33,11 +32,6 @@ if TYPE_CHECKING:
     from dogbreed_ml.tracking import Tracker
 
 logger = logging.getLogger(__name__)
-
-PLACEHOLDER_ROLE, PLACEHOLDER_REGION = "arn:aws:iam::000000000000:role/PLACEHOLDER", "us-east-1"
-"""What --print-policy shows where the config says nothing."""
-
-_PRICING_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
             return _dry_run(config, lease, archive_path, context=context)
         with Aws.open(config.sagemaker) as aws:
             # First: a file of prices that cannot be read is no news for after the endpoint is live.
-            price = _price(config, aws.region, context, aws=aws)
+            price = _price(config, aws.region, context)
             role_arn = aws.execution_role(config.sagemaker)
             storage = Storage.open(aws, config.sagemaker)
             place = Place(aws.region, role_arn, storage.uri(_key(archive_path)), storage.uri("endpoints"))
@@ -157,27 +151,20 @@ def _dry_run(config: ExperimentConfig, lease: Lease, archive_path: Path, *, cont
     plan = endpoint_plan(
         config, lease=lease, place=Place(placement.region, placement.role_arn, archive_uri, output_uri)
     )  # fmt: skip
-    with ExitStack() as opened:
-        try:
-            aws: Aws | None = opened.enter_context(Aws.open(config.sagemaker, patience_s=_PRICING_PATIENCE_S))
-        except ConfigError:
-            aws = None
-        return DryRun(plan, placement, _price(config, placement.region, context, aws=aws))
+    return DryRun(plan, placement, _price(config, placement.region, context))
 
 
-def _price(config: ExperimentConfig, region: str, context: Context, *, aws: Aws | None) -> str | None:
+def _price(config: ExperimentConfig, region: str, context: Context) -> str | None:
     """Of all instances together, for people; None where nobody knows it."""
     hosting = config.hosting
     if hosting.kind == "serverless":
         return "by request, nothing while nobody calls"
-    price = find_price(
+    price = look_up_price(
         config.sagemaker,
         instance_type=hosting.instance_type,
         component="Hosting",
         region=region,
         project_dir=context.project_dir,
-        aws=None if aws is None or aws.is_local else aws,
-        today=date.today(),
     )
     if price is None:
         return None

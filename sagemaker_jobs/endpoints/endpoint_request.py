@@ -114,15 +114,19 @@ def endpoint_plan(config: ExperimentConfig, *, lease: Lease, place: Place) -> En
     return plan
 
 
+def hosting_image(hosting: HostingConfig, *, region: str) -> str:
+    """The user's, else AWS's newest of the region."""
+    kind = _SERVERLESS_INSTANCE if hosting.kind == "serverless" else hosting.instance_type
+    return hosting.image_uri or image_uri("inference", instance_type=kind, region=region)
+
+
 def _model_request(
     config: ExperimentConfig, *, lease: Lease, place: Place, tags: list[dict[str, str]]
 ) -> dict[str, Any]:
     hosting, account = config.hosting, config.sagemaker
-    kind = _SERVERLESS_INSTANCE if hosting.kind == "serverless" else hosting.instance_type
-    image = hosting.image_uri or image_uri("inference", instance_type=kind, region=place.region)
     request: dict[str, Any] = {
         "PrimaryContainer": {
-            "Image": image,
+            "Image": hosting_image(hosting, region=place.region),
             "ModelDataUrl": place.archive_uri,
             # What the SDK sets for an archive that brings its code along.
             "Environment": {

@@ -1,11 +1,21 @@
 """What guards an endpoint's update and sizes its fleet, as requests: alarms, blue/green, Application Auto Scaling."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from dogbreed_ml.cloudconfig import HostingConfig
 
 VARIANT: Final = "AllTraffic"
 """The one variant of every endpoint config, so that alarms and scaling hold from one to the next."""
+
+AS_MANY_INSTANCES: Final[Mapping[str, Any]] = {
+    "RetainAllVariantProperties": True,
+    "ExcludeRetainedVariantProperties": [
+        {"VariantPropertyType": "DesiredWeight"},
+        {"VariantPropertyType": "DataCaptureConfig"},
+    ],
+}
+"""Members of UpdateEndpoint that leave the number of instances as it is, and nothing else."""
 
 _METRIC_PERIOD_S: Final = 60
 _BACKLOG_PER_INSTANCE: Final = 5.0
@@ -84,11 +94,7 @@ def update_members(hosting: HostingConfig, alarms: list[str]) -> dict[str, Any]:
     members: dict[str, Any] = {"DeploymentConfig": deployment}
     if hosting.max_instance_count is not None:
         # Scaling may have added instances since; the load that they answer is still there.
-        members["RetainAllVariantProperties"] = True
-        members["ExcludeRetainedVariantProperties"] = [
-            {"VariantPropertyType": "DesiredWeight"},
-            {"VariantPropertyType": "DataCaptureConfig"},
-        ]
+        members |= AS_MANY_INSTANCES
     return members
 
 

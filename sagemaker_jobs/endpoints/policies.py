@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
-from sagemaker_jobs.endpoints.deployment import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
-from sagemaker_jobs.endpoints.endpoint_request import name_stem
+from sagemaker_jobs.endpoints.endpoint_request import hosting_image, name_stem
 from sagemaker_jobs.iam import Document, caller_policy, execution_role_policy, tracking_policy, trust_policy
-from sagemaker_jobs.images import image_uri
 from sagemaker_jobs.policyscope import Scope
+from sagemaker_jobs.training.dryrun import PLACEHOLDER_REGION, PLACEHOLDER_ROLE
 from sagemaker_jobs.training.launch import job_prefix
+from sagemaker_jobs.training.training_request import training_image
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_
         in_vpc=bool(wanted.subnets),
         tracking_server_arn=tracking_uri if tracking_uri.startswith("arn:") else None,
         partition=partition,
-        image_uris=_image_uris(config, region),
+        # Of jobs and of endpoints; AWS's own lie in another account's registry from region to region.
+        image_uris=(training_image(config, region=region), hosting_image(config.hosting, region=region)),
     )
     told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
     missing = tuple(name for name, value in told.items() if value is None)
@@ -75,13 +76,4 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_
         execution_role_policy(scope),
         trust_policy(account_id=account_id),
         missing,
-    )
-
-
-def _image_uris(config: ExperimentConfig, region: str) -> tuple[str, str]:
-    """Of jobs and of endpoints; AWS's own lie in another account's registry from region to region."""
-    job, hosting = config.sagemaker, config.hosting
-    return (
-        job.image_uri or image_uri("training", instance_type=job.instance_type, region=region),
-        hosting.image_uri or image_uri("inference", instance_type=hosting.instance_type, region=region),
     )

@@ -12,6 +12,7 @@ from dogbreed_ml.provenance import user_name
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.change import Change
+from sagemaker_jobs.endpoints.guard_requests import AS_MANY_INSTANCES
 from sagemaker_jobs.endpoints.leases import Lease
 from sagemaker_jobs.endpoints.record import previous_config, unfinished
 from sagemaker_jobs.endpoints.rollout import BACKEND
@@ -155,11 +156,7 @@ def _update_request(aws: Aws, name: str, config_name: str) -> dict[str, Any]:
     return {
         **request,
         # The instances that answer today's load stay as many.
-        "RetainAllVariantProperties": True,
-        "ExcludeRetainedVariantProperties": [
-            {"VariantPropertyType": "DesiredWeight"},
-            {"VariantPropertyType": "DataCaptureConfig"},
-        ],
+        **AS_MANY_INSTANCES,
         "DeploymentConfig": {
             "BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing, "TerminationWaitInSeconds": 0}
         },

@@ -12,6 +12,7 @@ from sagemaker_jobs.training.estimate import Estimate
 from sagemaker_jobs.training.jobinputs import JobPlan
 
 PLACEHOLDER_ACCOUNT = "000000000000"
+PLACEHOLDER_ROLE = f"arn:aws:iam::{PLACEHOLDER_ACCOUNT}:role/PLACEHOLDER"
 PLACEHOLDER_REGION = "us-east-1"
 HIDDEN = "(not shown)"
 """Stands for a value of sagemaker.environment, which may be a secret."""
@@ -35,7 +36,7 @@ class Placement:
         region = region or PLACEHOLDER_REGION
         role_arn = config.role_arn
         if role_arn is None:
-            role_arn = placeholders["role_arn"] = f"arn:aws:iam::{PLACEHOLDER_ACCOUNT}:role/PLACEHOLDER"
+            role_arn = placeholders["role_arn"] = PLACEHOLDER_ROLE
         bucket = config.bucket
         if bucket is None:
             bucket = placeholders["bucket"] = f"dogbreed-{PLACEHOLDER_ACCOUNT}-{region}"

@@ -15,14 +15,14 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
-from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
+from dogbreed_ml.errors import CloudError, DogbreedError
 from dogbreed_ml.provenance import git_tags, render_command
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TrainSummary
 from dogbreed_ml.tracking import RunRef, Tracker
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.job.environment import record_variables
-from sagemaker_jobs.pricing import Price, find_price
+from sagemaker_jobs.pricing import Price, look_up_price
 from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.training.dryrun import DryRun, Placement
 from sagemaker_jobs.training.estimate import estimate_jobs
@@ -48,7 +48,6 @@ from sagemaker_jobs.training.training_request import training_job_request
 logger = logging.getLogger(__name__)
 
 _VERB: Final = "train"
-_PRICING_PATIENCE_S = 5.0
 
 
 def train(
@@ -106,26 +105,15 @@ def plan(config: ExperimentConfig, *, context: Context, today: date | None = Non
 
 
 def price_of(config: ExperimentConfig, context: Context, *, region: str, today: date | None = None) -> Price | None:
-    """Of a training instance; where there are no credentials, only a file or an earlier answer can know it."""
-    try:
-        aws: Aws | None = Aws.open(config.sagemaker, patience_s=_PRICING_PATIENCE_S)
-    except ConfigError:
-        aws = None
-    try:
-        # The local SageMaker has no price list to ask.
-        asked = None if aws is None or aws.is_local else aws
-        return find_price(
-            config.sagemaker,
-            instance_type=config.sagemaker.instance_type,
-            component="Training",
-            region=region,
-            project_dir=context.project_dir,
-            aws=asked,
-            today=today or datetime.now(UTC).date(),
-        )
-    finally:
-        if aws is not None:
-            aws.close()
+    """Of a training instance."""
+    return look_up_price(
+        config.sagemaker,
+        instance_type=config.sagemaker.instance_type,
+        component="Training",
+        region=region,
+        project_dir=context.project_dir,
+        today=today,
+    )
 
 
 @dataclass(frozen=True)

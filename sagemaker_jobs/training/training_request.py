@@ -77,10 +77,14 @@ def training_job_request(
 
 
 def algorithm_specification(config: ExperimentConfig, *, region: str) -> dict[str, Any]:
-    image = config.sagemaker.image_uri or image_uri(
-        "training", instance_type=config.sagemaker.instance_type, region=region
-    )
+    image = training_image(config, region=region)
     return {"TrainingImage": image, "TrainingInputMode": "File", "MetricDefinitions": metric_definitions()}
+
+
+def training_image(config: ExperimentConfig, *, region: str) -> str:
+    """The user's, else AWS's newest of the region."""
+    wanted = config.sagemaker
+    return wanted.image_uri or image_uri("training", instance_type=wanted.instance_type, region=region)
 
 
 def script_hyperparameters(config: ExperimentConfig, inputs: JobInputs) -> dict[str, str]:
