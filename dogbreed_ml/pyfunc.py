@@ -4,7 +4,6 @@ The model carries this package as code and the checkpoint as data, and needs `SE
 with MLflow's loader_module, not as a pickled object, so that it loads under any Python that runs the code.
 """
 
-import atexit
 import base64
 import importlib.metadata
 import tempfile
@@ -86,20 +85,18 @@ def save_model(checkpoint_path: Path, model_dir: Path, *, mlflow_model: Model | 
         )
 
 
-def fetch_checkpoint(model_uri: str, *, tracking_uri: str) -> Path:
-    """Copies the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or runs:/RUN/NAME to a file.
+def fetch_checkpoint(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
+    """Copies the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or runs:/RUN/NAME to a folder.
 
-    int8/ comes along where the model has it. The files last until this process ends. Raises ModelError where the
-    model is not one of `log_model`'s, and TrackingError where the store does not give it.
+    The folder is the caller's, and is made where it is missing; int8/ comes along where the model has it. Raises
+    ModelError where the model is not one of `log_model`'s, and TrackingError where the store does not give it.
     """
-    temporary = tempfile.TemporaryDirectory(prefix="dogbreed-")
-    atexit.register(temporary.cleanup)
     try:
         location = _artifact_location(model_uri, tracking_uri=tracking_uri).rstrip("/")
 
         def fetch(relative_path: str) -> Path:
             uri = f"{location}/{relative_path}"
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary.name, tracking_uri=tracking_uri))
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri))
 
         flavor = Model.load(str(fetch("MLmodel"))).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
         if flavor.get(mlflow.pyfunc.MAIN) != __name__:

@@ -1,6 +1,7 @@
 """Challenger and champion behind their servers, measured with the same test images."""
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -49,13 +50,14 @@ def measure(
 
     With `may_go_alone` a champion that cannot be served is left out; else that is a ServingError.
     """
-    # The challenger first: where the config is the wrong one, the champion is not to blame.
-    contenders, notes = [_prepared(tracker, challenger, splits)], []
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dogbreed-")))
+        # The challenger first: where the config is the wrong one, the champion is not to blame.
+        contenders, notes = [_prepared(tracker, challenger, splits, folder)], []
         servers: dict[int, ServerProcess] = {}
         if champion is not None:
             try:
-                defender = _prepared(tracker, champion, splits)
+                defender = _prepared(tracker, champion, splits, folder)
                 servers[champion.version] = stack.enter_context(_serve(defender, config))
                 contenders.append(defender)
             except DogbreedError as error:
@@ -77,11 +79,11 @@ def measure(
     return measured, tuple(notes)
 
 
-def _prepared(tracker: "Tracker", version: "ModelVersion", splits: Splits) -> _Contender:
-    """The version's files on this machine; DataError where it knows none of the breeds."""
+def _prepared(tracker: "Tracker", version: "ModelVersion", splits: Splits, folder: Path) -> _Contender:
+    """The version's files, in a folder below `folder`; DataError where it knows none of the breeds."""
     from dogbreed_ml.pyfunc import fetch_checkpoint
 
-    path = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
+    path = fetch_checkpoint(version.uri, folder / str(version.version), tracking_uri=tracker.tracking_uri)
     checkpoint = load_checkpoint(path)
     unknown = sorted(set(splits.classes) - set(checkpoint.classes))
     if len(unknown) == len(splits.classes):

@@ -144,6 +144,8 @@ def _started(
     context: Context,
 ) -> Iterator[tuple[Endpoint, ServerProcess]]:
     """The healthy server with its file; both are gone afterwards, unless it is detached and nothing failed."""
+    from dogbreed_ml.pyfunc import fetch_checkpoint
+
     folder = endpoints_dir(context)
     folder.mkdir(parents=True, exist_ok=True)
     with bind(LOOPBACK, options.port) as listener:
@@ -154,7 +156,7 @@ def _started(
         server = None
         try:
             settings = ServerSettings(
-                checkpoint_path=_copy_model(version, model_dir, tracker=tracker),
+                checkpoint_path=fetch_checkpoint(version.uri, model_dir, tracking_uri=tracker.tracking_uri),
                 deploy=_measured_config(version, config.deploy),
                 port=port,
                 model_name=version.name,
@@ -193,15 +195,6 @@ def _started(
             shutil.rmtree(model_dir, ignore_errors=True)
             if endpoint is not None:
                 forget(endpoint, context=context)
-
-
-def _copy_model(version: "ModelVersion", model_dir: Path, *, tracker: "Tracker") -> Path:
-    """The checkpoint and what lies beside it, where they last as long as the server does."""
-    from dogbreed_ml.pyfunc import fetch_checkpoint
-
-    fetched = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
-    shutil.copytree(fetched.parent, model_dir, dirs_exist_ok=True)
-    return model_dir / fetched.name
 
 
 def _record(tracker: "Tracker", version: "ModelVersion", endpoint: Endpoint, options: DeployOptions) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -54,8 +55,8 @@ def evaluate(config: ExperimentConfig, options: EvaluateOptions, *, context: Con
     from dogbreed_ml.tracking import Tracker
 
     tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
-    with tracker:
-        subject = find_subject(options.version, config, tracker=tracker, context=context)
+    with tracker, tempfile.TemporaryDirectory(prefix="dogbreed-") as folder:
+        subject = find_subject(options.version, config, Path(folder), tracker=tracker, context=context)
         checkpoint = load_checkpoint(subject.checkpoint_path)
         splits, trained_on = _load_data(config, options, checkpoint, context=context)
         if not len(splits.test):
@@ -125,8 +126,13 @@ def _log_metrics(tracker: "Tracker", run: "Run", subject: Subject, summary: Eval
     link_evaluation(run.run_id, subject.model_id, metrics, dataset=(dataset.name, dataset.digest), tracking_uri=uri)
 
 
-def find_subject(reference: str, config: ExperimentConfig, *, tracker: "Tracker", context: Context) -> Subject:
-    """What `--version` names: a checkpoint file, a logged model's URI, or a registered version by alias or number."""
+def find_subject(
+    reference: str, config: ExperimentConfig, folder: Path, *, tracker: "Tracker", context: Context
+) -> Subject:
+    """What `--version` names: a checkpoint file, a logged model's URI, or a registered version by alias or number.
+
+    A model of the store is copied into the folder.
+    """
     path = context.project_dir / Path(reference).expanduser()
     if ":/" not in reference and (path.is_file() or "/" in reference or path.suffix in (".pt", ".pth")):
         return Subject(reference, path, None, None)
@@ -134,11 +140,11 @@ def find_subject(reference: str, config: ExperimentConfig, *, tracker: "Tracker"
     from dogbreed_ml.registry import resolve_version
 
     if reference.startswith(("models:/m-", "runs:/")):
-        checkpoint_path = fetch_checkpoint(reference, tracking_uri=tracker.tracking_uri)
+        checkpoint_path = fetch_checkpoint(reference, folder, tracking_uri=tracker.tracking_uri)
         model_id = reference.removeprefix("models:/") if reference.startswith("models:/") else None
         return Subject(reference, checkpoint_path, None, model_id)
     version = resolve_version(tracker, config.registered_model_name, reference)
-    checkpoint_path = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
+    checkpoint_path = fetch_checkpoint(version.uri, folder, tracking_uri=tracker.tracking_uri)
     return Subject(version.uri, checkpoint_path, version, version.model_id)
 
 

@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +41,11 @@ def predict(options: PredictOptions, *, context: Context, stdin: BinaryIO) -> Pr
     names = expand(options.images)
     if options.out is not None:
         check_writable(options.out)
-    recognise = _endpoint(options.endpoint) if options.endpoint else _predictor(options, context, len(names))
+    if options.endpoint:
+        recognise = _endpoint(options.endpoint)
+    else:
+        with tempfile.TemporaryDirectory(prefix="dogbreed-") as folder:
+            recognise = _predictor(options, context, len(names), Path(folder))
     images: list[PredictedImage] = []
     with context.progress.track("predict", len(names), "images") as advance:
         for start in range(0, len(names), BATCH_SIZE):
@@ -98,12 +103,13 @@ def _predicted(name: str, data: bytes, found: Prediction | ImageError) -> Predic
     return PredictedImage(name, data, found)
 
 
-def _predictor(options: PredictOptions, context: Context, num_images: int) -> Recogniser:
+def _predictor(options: PredictOptions, context: Context, num_images: int, folder: Path) -> Recogniser:
+    """A model of the store is read from a copy in the folder, which may be deleted afterwards."""
     checkpoint_path = options.checkpoint
     if options.model is not None:
         from dogbreed_ml.pyfunc import fetch_checkpoint
 
-        checkpoint_path = fetch_checkpoint(options.model, tracking_uri=context.tracking_uri)
+        checkpoint_path = fetch_checkpoint(options.model, folder, tracking_uri=context.tracking_uri)
     assert checkpoint_path is not None, "PredictOptions has one of checkpoint, model and endpoint"
     predictor = Predictor.load(checkpoint_path, backend="auto" if num_images > _WORTH_CHOOSING else "torch-fp32")
     logger.info("%s recognises %d images.", predictor.backend_name, num_images)

@@ -132,7 +132,7 @@ def build_archive(
         logger.info(
             "The gate measured version %d with %s; SageMaker's image has torch alone.", version.version, measured
         )
-    checkpoint_path = fetch_checkpoint(version.uri, tracking_uri=tracker.tracking_uri)
+    checkpoint_path = fetch_checkpoint(version.uri, target.parent, tracking_uri=tracker.tracking_uri)
     origin = Origin(
         model_name=version.name, version=version.version, run_id=version.run_id, commit=lease.commit or None
     )

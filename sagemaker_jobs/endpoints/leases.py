@@ -12,6 +12,8 @@ PREFIX = "dogbreed:"
 """Of our tags' keys."""
 
 NEVER = "never"
+PASSED = "passed"
+NOT_DONE = "not done"
 
 _MAX_VALUE = 256
 _REFUSED = re.compile(r"[^\w\s.:/=+\-@]")
@@ -34,7 +36,7 @@ class Lease:
     deployed_at: str = ""
     """ISO 8601, UTC."""
     smoke: str = ""
-    """passed, once the smoke test has."""
+    """PASSED, once the smoke test has; NOT_DONE of a version that came back without one."""
     expires: str = ""
     """ISO 8601, UTC; empty or `never` for no end."""
 
@@ -69,8 +71,12 @@ class Lease:
     def is_over(self, now: datetime) -> bool:
         return self.expires_at is not None and self.expires_at <= now
 
+    @property
+    def is_proven(self) -> bool:
+        return self.smoke == PASSED
+
     def proven(self) -> "Lease":
-        return replace(self, smoke="passed")
+        return replace(self, smoke=PASSED)
 
 
 @dataclass(frozen=True)

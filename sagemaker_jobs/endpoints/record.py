@@ -1,8 +1,9 @@
-"""What the recorded events say of an endpoint: what it served before, and which change did not see its end."""
+"""What the recorded events say of an endpoint: what it served before, what was proven, which change has no end."""
 
 from collections.abc import Sequence
 
 from dogbreed_ml.deployments import DeploymentEvent
+from sagemaker_jobs.endpoints.leases import PASSED
 
 
 def previous_config(events: Sequence[DeploymentEvent], current: str) -> str | None:
@@ -23,6 +24,11 @@ def previous_config(events: Sequence[DeploymentEvent], current: str) -> str | No
     if current in served:
         served = served[: _last(served, current)]
     return served[-1] if served else None
+
+
+def is_proven(events: Sequence[DeploymentEvent], config_name: str) -> bool:
+    """Whether an endpoint config has passed a smoke test, as far as the events tell."""
+    return any(each.endpoint_config == config_name and (each.smoke or "").startswith(PASSED) for each in events)
 
 
 def unfinished(events: Sequence[DeploymentEvent], config_name: str | None) -> DeploymentEvent | None:

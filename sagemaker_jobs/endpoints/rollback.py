@@ -13,8 +13,8 @@ from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.change import Change
 from sagemaker_jobs.endpoints.guard_requests import AS_MANY_INSTANCES
-from sagemaker_jobs.endpoints.leases import Lease
-from sagemaker_jobs.endpoints.record import previous_config, unfinished
+from sagemaker_jobs.endpoints.leases import NOT_DONE, PASSED, Lease
+from sagemaker_jobs.endpoints.record import is_proven, previous_config, unfinished
 from sagemaker_jobs.endpoints.rollout import BACKEND
 from sagemaker_jobs.endpoints.store import opened_store
 
@@ -74,7 +74,13 @@ def rollback(
                 )
             since = utc_now()
             told = replace(
-                back.proven(), expires=lease.expires, deployed_at=since, deployed_by=user_name(), endpoint=name
+                back,
+                endpoint=name,
+                # Where it was not, the next `deploy` of the version is its smoke test.
+                smoke=PASSED if is_proven(events, target) else NOT_DONE,
+                expires=lease.expires,
+                deployed_at=since,
+                deployed_by=user_name(),
             )
             endpoints.write_lease(aws, found["EndpointArn"], told)
             mark_live(tracker, version, endpoint=name, backend=BACKEND, since=since)

@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dogbreed_ml.errors import CloudError
 from sagemaker_jobs.client import Aws, translated, wait_until
 from sagemaker_jobs.endpoints.endpoint import poll_s
+from sagemaker_jobs.endpoints.leases import PASSED
 from sagemaker_jobs.endpoints.model_archive import Example
 from sagemaker_jobs.storage import Storage
 
@@ -43,7 +44,7 @@ class Smoke:
 
     def render(self) -> str:
         if self.is_passed:
-            return f"passed: {self.num_images} example images as expected, {self.median_ms:.0f} ms each"
+            return f"{PASSED}: {self.num_images} example images as expected, {self.median_ms:.0f} ms each"
         return f"failed: {len(self.problems)} of {self.num_images} example images: {self.problems[0]}"
 
 

@@ -68,13 +68,13 @@ class Standing:
     @property
     def is_settled(self) -> bool:
         """Whether it serves this already, proven and recorded."""
-        is_proven = self.has_plan and self.is_same_version and bool(self.lease.smoke)
+        is_proven = self.has_plan and self.is_same_version and self.lease.is_proven
         return self.is_in_service and is_proven and self.earlier is None
 
     @property
     def is_first(self) -> bool:
         """Whether it is this plan's first endpoint, which an earlier command made and did not see proven."""
-        is_deploy = not self.lease.smoke if self.earlier is None else self.earlier.action == "deploy"
+        is_deploy = not self.lease.is_proven if self.earlier is None else self.earlier.action == "deploy"
         return self.has_plan and self.is_same_version and is_deploy
 
     @property

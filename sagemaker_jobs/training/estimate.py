@@ -72,6 +72,8 @@ class Estimate:
     is_spot: bool
     num_feature_jobs: int = 0
     """Jobs before the trainings that compute their features."""
+    are_features_local: bool = False
+    """Whether this machine computes them, for nothing."""
     num_parallel: int = 1
     """Trainings at once."""
     keep_alive_s: int = 0
@@ -86,14 +88,15 @@ class Estimate:
 
     @property
     def usd(self) -> float | None:
-        """For `total_s` on every instance; several instances share the work, how well is not known.
+        """For what SageMaker does of `total_s`; several instances share the work, how well is not known.
 
         Instances that stay for the next job are counted once, after the last.
         """
-        if self.price is None or self.total_s is None:
+        if self.price is None or self.training_s is None or self.features_s is None:
             return None
+        paid_s = self.training_s + (0.0 if self.are_features_local else self.features_s)
         idle_s = self.keep_alive_s * self.num_instances * self.num_parallel
-        return self.price.usd_per_hour * (self.total_s + idle_s) / 3600
+        return self.price.usd_per_hour * (paid_s + idle_s) / 3600
 
     @property
     def max_usd(self) -> float | None:
@@ -112,6 +115,7 @@ class Estimate:
             lines = ["time    unknown: the photographs are in S3 and were not counted"]
         else:
             first = " in a job of their own" if self.num_feature_jobs else ""
+            first = " here, not paid for" if self.are_features_local else first
             lines = [
                 f"time    {self.total_s:.0f} s (features {self.features_s:.0f} s{first}, {self.num_trainings} x "
                 f"training {self.training_s / self.num_trainings:.0f} s), measured on this machine: the instance "
@@ -140,6 +144,7 @@ def estimate_jobs(
     num_trainings: int = 1,
     num_parallel: int = 1,
     num_feature_jobs: int = 0,
+    are_features_local: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Estimate:
     """Measures a few steps (about 10 s on an idle machine) and multiplies."""
@@ -157,6 +162,7 @@ def estimate_jobs(
         max_runtime_s=config.sagemaker.max_runtime_s,
         is_spot=config.sagemaker.spot,
         num_feature_jobs=num_feature_jobs,
+        are_features_local=are_features_local,
         num_parallel=min(num_parallel, num_trainings),
         keep_alive_s=config.sagemaker.keep_alive_s,
         price=price,

@@ -77,6 +77,7 @@ def plan(
             num_trainings=num_possible_trials(config.search),
             num_parallel=config.search.num_parallel,
             num_feature_jobs=int("CreateTrainingJob" in requests),
+            are_features_local=uses_features(config) and "CreateTrainingJob" not in requests,
             progress=context.progress,
         )
         return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)

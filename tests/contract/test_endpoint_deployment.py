@@ -91,7 +91,7 @@ def test_version_is_deployed_updated_under_load_rolled_back_and_deleted(project:
     assert (back.version, back.endpoint_config) == (1, first.endpoint_config)
     assert back.replaced_config == second.endpoint_config
     assert project.version_of(served.invoke()) == 1
-    assert served.tags()["dogbreed:version"] == "1"
+    assert (served.tags()["dogbreed:version"], served.tags()["dogbreed:smoke"]) == ("1", "passed")
     with pytest.raises(ConfigError, match="rollback needs an endpoint config that dogs served before"):
         rollback.rollback("dogs", CONFIG, context=context)
 
@@ -461,6 +461,20 @@ def test_deployment_that_nobody_waits_for_is_proven_by_the_next_command(project:
     proven = project.deploy(1)
     assert (proven.action, proven.is_settled) == ("deploy", True)
     assert (proven.smoke or "").startswith("passed")
+    assert served.tags()["dogbreed:smoke"] == "passed"
+
+
+@pytest.mark.slow
+def test_rollback_to_a_version_that_nobody_proved_does_not_call_it_proven(project: Project, served: Account) -> None:
+    """Small sibling: test_config_is_proven_by_the_smoke_test_that_it_passed."""
+    unproven = project.deploy(1, no_wait=True)
+    wait_for(lambda: served.sagemaker.describe_endpoint(EndpointName="dogs")["EndpointStatus"], "InService".__eq__)
+    project.deploy(2)
+    assert served.tags()["dogbreed:smoke"] == "passed"
+    rollback.rollback("dogs", CONFIG, context=project.context, to=unproven.endpoint_config)
+    assert served.tags()["dogbreed:smoke"] == "not done"
+    proven = project.deploy(1)
+    assert (proven.action, (proven.smoke or "")[:6]) == ("deploy", "passed")
     assert served.tags()["dogbreed:smoke"] == "passed"
 
 

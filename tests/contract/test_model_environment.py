@@ -241,11 +241,11 @@ def tracking_server_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_model_goes_to_a_tracking_server_and_comes_back(
-    tracking_server_url: str, checkpoint_path: Path, image_path: Path, expected: dict[str, float]
+    tracking_server_url: str, checkpoint_path: Path, image_path: Path, expected: dict[str, float], tmp_path: Path
 ) -> None:
     client = MlflowClient(tracking_server_url)
     run = client.create_run(client.create_experiment("dogs"))
     model_uri = log_model(run.info.run_id, checkpoint_path, tracking_uri=tracking_server_url)
-    fetched = load_checkpoint(fetch_checkpoint(model_uri, tracking_uri=tracking_server_url))
+    fetched = load_checkpoint(fetch_checkpoint(model_uri, tmp_path, tracking_uri=tracking_server_url))
     answer = Predictor.from_checkpoint(fetched, backend="torch-fp32").predict([image_path.read_bytes()])[0]
     assert dict(answer.top5) == pytest.approx(expected, abs=1e-6)

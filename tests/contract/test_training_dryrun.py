@@ -148,6 +148,11 @@ def test_estimate_counts_images_views_epochs_and_trainings(tmp_path: Path) -> No
     assert more.usd == pytest.approx(2.0 * (3600 + 2 * 3 * 600) / 3600)
     assert more.max_usd == pytest.approx(2.0 * 11 * 2 * (1800 + 600) / 3600)
     assert "features 600 s in a job of their own" in more.render()
+    # What this machine computes takes time, and is not paid for.
+    local = replace(estimate, are_features_local=True)
+    assert local.total_s == 3600
+    assert local.usd == pytest.approx(2.0 * 3000 / 3600)
+    assert "features 600 s here, not paid for" in local.render()
     assert "(11 jobs, sagemaker.max_runtime_s=1800, sagemaker.keep_alive_s=600)" in more.render()
 
 

@@ -484,7 +484,9 @@ def test_dry_run_shows_the_job_that_computes_the_features_first(tmp_path: Path) 
     assert told.num_files == local.num_files + 1
     estimate = told.to_dict()["estimate"]
     assert (estimate["num_feature_jobs"], estimate["keep_alive_s"]) == (1, 60)
-    assert local.to_dict()["estimate"]["num_feature_jobs"] == 0
+    assert not estimate["are_features_local"]
+    estimate = local.to_dict()["estimate"]
+    assert (estimate["num_feature_jobs"], estimate["are_features_local"]) == (0, True)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from dogbreed_ml.pyfunc import fetch_checkpoint
@@ -31,7 +32,9 @@ finished = subprocess.run(
     text=True,
     check=True,
 )
-checkpoint_path = fetch_checkpoint(json.loads(finished.stdout)["model_uri"], tracking_uri=tracking_uri)
-shutil.copy(checkpoint_path, model_dir / "checkpoint.pt")
+with tempfile.TemporaryDirectory() as folder:
+    model_uri = json.loads(finished.stdout)["model_uri"]
+    checkpoint_path = fetch_checkpoint(model_uri, Path(folder), tracking_uri=tracking_uri)
+    shutil.copy(checkpoint_path, model_dir / "checkpoint.pt")
 (model_dir / "code").mkdir()
 shutil.copy("dogs_inference.py", model_dir / "code" / "inference.py")

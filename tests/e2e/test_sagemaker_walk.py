@@ -155,7 +155,8 @@ def plant_slow_version(project: Project) -> int:
     """Somebody stored the wrong image size: right answers, a hundred times the work."""
     with project.tracker() as tracker:
         good = load_version(tracker, MODEL, 2)
-        checkpoint = load_checkpoint(fetch_checkpoint(good.uri, tracking_uri=tracker.tracking_uri))
+        fetched = fetch_checkpoint(good.uri, project.folder / "good", tracking_uri=tracker.tracking_uri)
+        checkpoint = load_checkpoint(fetched)
         slow = replace(checkpoint, preprocessing=Preprocessing(image_size=1536, crop_share=1.0))
         path = save_checkpoint(slow, project.folder / "planted" / "checkpoint.pt")
         with tracker.start_run("walk", run_name="planted") as run:

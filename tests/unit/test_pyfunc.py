@@ -190,7 +190,7 @@ def test_log_model_is_stored_once_and_belongs_to_the_run(
 
 
 def test_fetch_checkpoint_finds_the_model_by_each_of_its_names(
-    store: tuple[str, Path], run_id: str, checkpoint_path: Path
+    store: tuple[str, Path], run_id: str, checkpoint_path: Path, tmp_path: Path
 ) -> None:
     uri, _ = store
     model_uri = log_model(run_id, checkpoint_path, tracking_uri=uri)
@@ -201,8 +201,11 @@ def test_fetch_checkpoint_finds_the_model_by_each_of_its_names(
     location = client.get_logged_model(model_id).artifact_location
     version = client.create_model_version("dogs-resnet50", location, run_id, model_id=model_id)
     client.set_registered_model_alias("dogs-resnet50", "challenger", version.version)
-    for name in (model_uri, "models:/dogs-resnet50/1", "models:/dogs-resnet50@challenger", f"runs:/{run_id}/model"):
-        assert load_checkpoint(fetch_checkpoint(name, tracking_uri=uri)).classes == CLASSES
+    names = (model_uri, "models:/dogs-resnet50/1", "models:/dogs-resnet50@challenger", f"runs:/{run_id}/model")
+    for folder, name in enumerate(names):
+        fetched = fetch_checkpoint(name, tmp_path / str(folder), tracking_uri=uri)
+        assert fetched.is_relative_to(tmp_path / str(folder))
+        assert load_checkpoint(fetched).classes == CLASSES
 
 
 def test_int8_is_added_to_a_model_and_fetched_with_its_checkpoint(
@@ -210,12 +213,12 @@ def test_int8_is_added_to_a_model_and_fetched_with_its_checkpoint(
 ) -> None:
     uri, _ = store
     model_uri = log_model(run_id, checkpoint_path, tracking_uri=uri)
-    assert not (fetch_checkpoint(model_uri, tracking_uri=uri).parent / "int8").exists()
+    assert not (fetch_checkpoint(model_uri, tmp_path / "before", tracking_uri=uri).parent / "int8").exists()
     for text in ("first", "second"):
         (tmp_path / "int8").mkdir(exist_ok=True)
         (tmp_path / "int8" / "report.json").write_text(text)
         add_int8(model_uri.removeprefix("models:/"), tmp_path / "checkpoint.pt", tracking_uri=uri)
-        fetched = fetch_checkpoint(model_uri, tracking_uri=uri)
+        fetched = fetch_checkpoint(model_uri, tmp_path / text, tracking_uri=uri)
         assert (fetched.parent / "int8" / "report.json").read_text() == text
     assert load_checkpoint(fetched).classes == CLASSES
 
@@ -234,18 +237,18 @@ def test_model_is_unsure_where_it_is_told_to_be(model_dir: Path, expected: dict[
     assert answer["top5"][0] == expected["top5"]
 
 
-def test_fetch_checkpoint_of_an_unknown_model_is_a_tracking_error(store: tuple[str, Path]) -> None:
+def test_fetch_checkpoint_of_an_unknown_model_is_a_tracking_error(store: tuple[str, Path], tmp_path: Path) -> None:
     for name in ("models:/nothing/1", "models:/m-00000000000000000000000000000000", "models:/nothing@champion"):
         with pytest.raises(TrackingError, match="could not be fetched"):
-            fetch_checkpoint(name, tracking_uri=store[0])
+            fetch_checkpoint(name, tmp_path, tracking_uri=store[0])
 
 
 def test_fetch_checkpoint_of_a_run_names_the_models_that_it_has(
-    store: tuple[str, Path], run_id: str, checkpoint_path: Path
+    store: tuple[str, Path], run_id: str, checkpoint_path: Path, tmp_path: Path
 ) -> None:
     log_model(run_id, checkpoint_path, tracking_uri=store[0])
     with pytest.raises(ModelError, match="which has: model"):
-        fetch_checkpoint(f"runs:/{run_id}/modle", tracking_uri=store[0])
+        fetch_checkpoint(f"runs:/{run_id}/modle", tmp_path, tracking_uri=store[0])
 
 
 def test_fetch_checkpoint_of_somebody_elses_model_is_refused(tmp_path: Path, store: tuple[str, Path]) -> None:
@@ -253,7 +256,7 @@ def test_fetch_checkpoint_of_somebody_elses_model_is_refused(tmp_path: Path, sto
     other.add_flavor("python_function", loader_module="mlflow.sklearn", data="model.pkl")
     other.save(str(tmp_path / "MLmodel"))
     with pytest.raises(ModelError, match="must be a model that dogbreed-ml logged"):
-        fetch_checkpoint(str(tmp_path), tracking_uri=store[0])
+        fetch_checkpoint(str(tmp_path), tmp_path / "fetched", tracking_uri=store[0])
 
 
 def test_log_model_refuses_a_damaged_checkpoint_before_it_touches_the_store(

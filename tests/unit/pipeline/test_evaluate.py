@@ -162,10 +162,10 @@ def test_evaluation_answers_as_text_and_as_json(summary: Any) -> None:
 
 
 @pytest.mark.parametrize("reference", ["1", "challenger", "models:/dogs-resnet50@challenger", "logged model"])
-def test_subject_is_found_by_each_name_of_a_model(project: Project, reference: str) -> None:
+def test_subject_is_found_by_each_name_of_a_model(project: Project, reference: str, tmp_path: Path) -> None:
     name = project.model_uri if reference == "logged model" else reference
     with Tracker.attach(project.context.tracking_uri, config=CONFIG.tracking) as tracker:
-        subject = find_subject(name, CONFIG, tracker=tracker, context=project.context)
+        subject = find_subject(name, CONFIG, tmp_path, tracker=tracker, context=project.context)
     assert subject.model_id == project.model_uri.removeprefix("models:/")
     assert (subject.version is None) == (reference == "logged model")
     assert load_checkpoint(subject.checkpoint_path).classes == project.splits.classes
@@ -225,11 +225,11 @@ def test_evaluation_of_what_is_not_there_is_refused_and_makes_no_run(project: Pr
 
 @pytest.mark.slow
 @pytest.mark.skipif("openvino-fp32" not in available_backends(torch.device("cpu")), reason="needs OpenVINO and NNCF")
-def test_evaluation_with_int8_adds_it_to_the_model_and_serves_it(project: Project) -> None:
+def test_evaluation_with_int8_adds_it_to_the_model_and_serves_it(project: Project, tmp_path: Path) -> None:
     answer = project.evaluate(version="challenger", int8=True)
     assert answer.int8 is not None
     assert answer.int8.num_valid == len(project.splits.valid)
-    fetched = fetch_checkpoint(project.model_uri, tracking_uri=project.context.tracking_uri)
+    fetched = fetch_checkpoint(project.model_uri, tmp_path, tracking_uri=project.context.tracking_uri)
     report = json.loads((fetched.parent / "int8" / "report.json").read_text())
     assert report == answer.int8.to_dict()
     assert load_checkpoint(fetched).classes == project.splits.classes

@@ -1,9 +1,11 @@
-"""What the recorded events say of an endpoint: the config before, and the change that nobody saw end."""
+"""What the recorded events say of an endpoint: the config before, what was proven, the change that nobody saw end."""
+
+from dataclasses import replace
 
 import pytest
 
 from dogbreed_ml.deployments import DeploymentEvent
-from sagemaker_jobs.endpoints.record import previous_config, unfinished
+from sagemaker_jobs.endpoints.record import is_proven, previous_config, unfinished
 
 
 def events(*told: str) -> list[DeploymentEvent]:
@@ -67,3 +69,15 @@ def test_change_that_nobody_saw_end_is_found(
 ) -> None:
     found = unfinished(events(*told), config_name)
     assert (found.action if found else None) == action
+
+
+def test_config_is_proven_by_the_smoke_test_that_it_passed() -> None:
+    deploy, update, rollback = events("deploy:a", "update:b", "rollback:a")
+    told = [
+        replace(deploy, smoke="not done: nobody waited"),
+        replace(update, smoke="passed: 2 example images as expected, 9 ms each"),
+        rollback,
+    ]
+    assert [is_proven(told, name) for name in ("a", "b", "c")] == [False, True, False]
+    told[0] = replace(deploy, smoke="failed: 1 of 2 example images: the answer is Chow")
+    assert not is_proven(told, "a")
