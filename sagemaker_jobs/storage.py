@@ -41,10 +41,15 @@ class Storage:
     @classmethod
     def open(cls, aws: Aws, config: SagemakerConfig) -> "Storage":
         """The config's bucket; made, private and encrypted, where there is none. Raises CloudError."""
-        bucket = config.bucket or f"dogbreed-{aws.account_id}-{aws.region}"
-        storage = cls(aws, bucket, config.prefix, config.kms_key_id)
+        storage = cls.named(aws, config)
         storage.ensure_bucket()
         return storage
+
+    @classmethod
+    def named(cls, aws: Aws, config: SagemakerConfig) -> "Storage":
+        """The config's bucket, whether or not there is one: where a request is checked before anything is made."""
+        bucket = config.bucket or f"dogbreed-{aws.account_id}-{aws.region}"
+        return cls(aws, bucket, config.prefix, config.kms_key_id)
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}/{key}"

@@ -51,10 +51,15 @@ def write(folder: Path, **contents: str) -> dict[str, Path]:
 
 
 def test_bucket_is_made_private_and_encrypted_and_found_again(aws: Aws) -> None:
+    s3 = aws.client("s3")
+    before = s3.list_buckets()["Buckets"]
+    named = Storage.named(aws, SagemakerConfig())
+    Storage.named(aws, SagemakerConfig(bucket="kennel-that-is-nowhere"))
+    assert s3.list_buckets()["Buckets"] == before
     storage = Storage.open(aws, SagemakerConfig())
     again = Storage.open(aws, SagemakerConfig())
 
-    s3 = aws.client("s3")
+    assert named == storage
     assert storage.bucket == again.bucket == f"dogbreed-{ACCOUNT}-us-west-2"
     blocks = s3.get_public_access_block(Bucket=storage.bucket)["PublicAccessBlockConfiguration"]
     assert len(blocks) == 4
