@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dogbreed_ml import __version__
+from dogbreed_ml.checks import nearest
 from dogbreed_ml.config import (
     CategoricalDimension,
     Dimension,
@@ -23,7 +24,6 @@ from dogbreed_ml.config import (
     FloatDimension,
     IntDimension,
     from_dict,
-    nearest,
 )
 from dogbreed_ml.config_file import SECTIONS, field_types, load_config_file, suggest
 from dogbreed_ml.errors import ConfigError

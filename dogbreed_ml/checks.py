@@ -1,5 +1,6 @@
 """What a config section checks its values with: a rule that does not hold raises ConfigError, rule and value."""
 
+import difflib
 import math
 
 from dogbreed_ml.errors import ConfigError
@@ -20,3 +21,9 @@ def require_number(name: str, value: float, *, low: float, high: float = math.in
 
 def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}", value)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Renders the end of a message: `; did you mean NAME?` for the closest known name, or a full stop."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else "."

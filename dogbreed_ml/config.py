@@ -5,7 +5,6 @@ that breaks its rule raises ConfigError at construction.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 from urllib.parse import urlsplit
 
-from dogbreed_ml.checks import require, require_choice, require_number
+from dogbreed_ml.checks import nearest, require, require_choice, require_number
 from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.policies import DeployConfig, ProfileConfig, PromotionConfig
@@ -420,12 +419,6 @@ class ExperimentConfig:
 def is_searchable(dotted: str) -> bool:
     """Whether trials may differ in this field and still be scored on the same valid split."""
     return dotted in ("data.image_size", "data.crop_share") or dotted.split(".")[0] in ("model", "features", "train")
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Renders the end of a message: `; did you mean NAME?` for the closest known name, or a full stop."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else "."
 
 
 class _Dataclass(Protocol):

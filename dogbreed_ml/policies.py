@@ -1,26 +1,13 @@
 """The config sections beside the training: how it is profiled, when a model may become champion, how it is served."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dogbreed_ml.checks import require, require_choice, require_number
-from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName, check_parameters, split_parameters
 
 ServingBackendName = Literal[
     "auto", "torch-fp32", "torch-bf16", "torch-amp", "openvino-fp32", "openvino-bf16", "openvino-int8"
-]
-
-TensorRuleName = Literal[
-    "LossNotDecreasing",
-    "VanishingGradient",
-    "ExplodingTensor",
-    "Overfit",
-    "Overtraining",
-    "PoorWeightInitialization",
-    "DeadRelu",
-    "ClassImbalance",
-    "AllZero",
 ]
 
 
@@ -42,7 +29,7 @@ class ProfileConfig:
     """Training steps from one that the debugger saves to the next."""
     max_gib: float = 4.0
     """Disk that saved tensors may take, GiB: half as many steps are saved whenever half of what was left is used."""
-    stop_on: list[TensorRuleName] = field(default_factory=list)
+    stop_on: list[RuleName] = field(default_factory=list)
     """Tensor rules that end the training when they trigger; needs debugger."""
     sagemaker_rules: bool = False
     """Whether training jobs also ask for SageMaker's own Debugger rules; closed to new accounts since 2026-07-30."""
@@ -56,42 +43,21 @@ class ProfileConfig:
         require_number("profile.save_interval", self.save_interval, low=1)
         require_number("profile.max_gib", self.max_gib, low=0, low_open=True)
         for name in self.stop_on:
-            require_choice("profile.stop_on", name, get_args(TensorRuleName))
+            require_choice("profile.stop_on", name, TENSOR_RULES)
         require(
             self.debugger or not self.stop_on, "profile.stop_on needs profile.debugger to be true", list(self.stop_on)
         )
-        _check_profiler_rules({key: value for key, value in self.rules.items() if not _is_tensor_rule(key)})
+        check_parameters(self.rules)
 
     @property
     def profiler_rules(self) -> dict[str, Any]:
         """The keys of SageMaker's ProfilerReport."""
-        return {key: value for key, value in self.rules.items() if not _is_tensor_rule(key)}
+        return split_parameters(self.rules)[0]
 
     @property
     def tensor_rules(self) -> dict[str, dict[str, Any]]:
         """Parameters by tensor rule."""
-        found: dict[str, dict[str, Any]] = {}
-        for key, value in self.rules.items():
-            if _is_tensor_rule(key):
-                rule, _, parameter = key.partition("_")
-                found.setdefault(rule, {})[parameter] = value
-        return found
-
-
-def _check_profiler_rules(parameters: Mapping[str, Any]) -> None:
-    if not parameters:
-        return
-    from smdebug_rulesconfig import ProfilerReport
-
-    try:
-        ProfilerReport(**parameters)
-    except (AssertionError, TypeError) as error:
-        rule = "profile.rules must have RULE_PARAMETER keys and values that the rule takes"
-        raise ConfigError(f"{rule}: {' '.join(str(error).split())}") from error
-
-
-def _is_tensor_rule(key: str) -> bool:
-    return key.partition("_")[0] in get_args(TensorRuleName)
+        return split_parameters(self.rules)[1]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dogbreed_ml.config import SplitName, nearest
+from dogbreed_ml.checks import nearest
+from dogbreed_ml.config import SplitName
 from dogbreed_ml.data.breeds import breed_of_stem, clean_breed_name
 from dogbreed_ml.errors import DataError
 

@@ -20,9 +20,9 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dogbreed_ml.debugging.budget import SaveBudget
-from dogbreed_ml.debugging.parameters import TENSOR_RULES, RuleName, parse_parameters
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
+from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName, parse_parameters
 
 if TYPE_CHECKING:
     from torch import nn

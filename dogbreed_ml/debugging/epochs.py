@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dogbreed_ml.debugging.findings import Finding, class_imbalance, loss_not_decreasing, overfit, overtraining
-from dogbreed_ml.debugging.parameters import RuleName, parse_parameters
 from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
+from dogbreed_ml.ruleparameters import RuleName, parse_parameters
 
 EPOCH_RULES: tuple[RuleName, ...] = ("LossNotDecreasing", "Overfit", "Overtraining", "ClassImbalance")
 

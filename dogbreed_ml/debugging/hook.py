@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dogbreed_ml.debugging.budget import SaveBudget
-from dogbreed_ml.debugging.parameters import TENSOR_RULES, rule_collections
 from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.ruleparameters import TENSOR_RULES, rule_collections
 
 _NAME = "_module_name"
 """The attribute in which smdebug looks for a module's name."""

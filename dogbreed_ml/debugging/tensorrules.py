@@ -20,10 +20,10 @@ from smdebug.trials import create_trial
 from dogbreed_ml.debugging import findings as find
 from dogbreed_ml.debugging.epochs import judge_loss, judge_overfit, judge_overtraining
 from dogbreed_ml.debugging.findings import Array, Finding
-from dogbreed_ml.debugging.parameters import RuleName, parse_parameters
 from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ProfileError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
+from dogbreed_ml.ruleparameters import RuleName, parse_parameters
 
 LOSSES, EPOCH_COLLECTION, TRAINING_STEP_COLLECTION = "losses", "epoch", "training_step"
 _MIN_LABELS_A_CLASS = 30

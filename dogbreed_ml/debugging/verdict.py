@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dogbreed_ml.debugging.findings import Finding, places
-from dogbreed_ml.debugging.parameters import RuleName
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, Evidence, Verdict
+from dogbreed_ml.ruleparameters import RuleName
 
 RECOMMENDATIONS: Mapping[RuleName, str] = {
     "LossNotDecreasing": "Try a smaller train.lr where the loss swings or grows, a larger one where it stands still.",

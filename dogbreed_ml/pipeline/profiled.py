@@ -24,16 +24,16 @@ from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
 from dogbreed_ml.debugging.debugger import Debugger, has_tensors, judge_tensors
 from dogbreed_ml.debugging.epochs import judge_epochs
-from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import DogbreedError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
-from dogbreed_ml.policies import ProfileConfig, TensorRuleName
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.recordings import LoaderProcesses
 from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.rulereports import load_rule_reports
 from dogbreed_ml.profiling.session import TAG_PREFIX, Profile, ProfileSession, judge_folder, profiled
 from dogbreed_ml.profiling.verdicts import Verdict
+from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName
 from dogbreed_ml.spans import NO_SPANS, Spans
 from dogbreed_ml.train import Batches, EpochResult, FitState, Metrics, build_loss, fit
 from dogbreed_ml.workbench import Workbench, keeping_features, uses_features
@@ -186,7 +186,7 @@ class RunProfiler:
 
     spans: Spans = NO_SPANS
     report_path: Path | None = None
-    stopped_by: TensorRuleName | None = None
+    stopped_by: RuleName | None = None
     """The rule of profile.stop_on that ended the training, once its epochs are over."""
 
     def __init__(self, config: ProfileConfig, session: ProfileSession | None = None, folder: Path | None = None):

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dogbreed_ml.config import ExperimentConfig, flatten, nearest
+from dogbreed_ml.checks import nearest
+from dogbreed_ml.config import ExperimentConfig, flatten
 from dogbreed_ml.errors import ConfigError
 
 _OTHERS = ("sagemaker_", "_")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dogbreed_ml.config import ExperimentConfig, flatten
-from dogbreed_ml.debugging.parameters import TENSOR_RULES, rule_collections
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.ruleparameters import TENSOR_RULES, rule_collections
 from sagemaker_jobs.client import check
 from sagemaker_jobs.images import debugger_image_uri, image_uri
 from sagemaker_jobs.training.jobinputs import JobInputs

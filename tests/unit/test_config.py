@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dogbreed_ml import config as config_module
+from dogbreed_ml.checks import nearest
 from dogbreed_ml.config import (
     NOT_RECORDED,
     CategoricalDimension,
@@ -23,11 +24,11 @@ from dogbreed_ml.config import (
     config_hash,
     flatten,
     from_dict,
-    nearest,
     to_dict,
     with_values,
 )
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.provenance import shown_arguments
 
 DEFAULTS = flatten(ExperimentConfig())
@@ -197,6 +198,24 @@ def test_search_may_not_vary_what_changes_the_splits(dotted: str) -> None:
 def test_misspelt_dimension_gets_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"'train.lrr'; did you mean train.lr\?$"):
         ExperimentConfig(search=SearchConfig(space={"train.lrr": FloatDimension(low=1, high=2)}))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"Overfit_ratio_treshold": 2}, "'ratio_treshold' is not a parameter of Overfit; did you mean ratio_threshold"),
+        ({"DeadRelu_nothing": 2}, "'nothing' is not a parameter of DeadRelu"),
+        ({"Overfit_patience": "long"}, "Overfit_patience must be a whole number of at least 0, got 'long'"),
+        ({"Overfits_patience": 2}, "'Overfits' is no rule; did you mean Overfit"),
+        ({"overfit_patience": 2}, "'overfit' is no rule; did you mean Overfit"),
+        ({"StepOutlier_stddev": None}, "must have a value for StepOutlier_stddev, got None"),
+        ({"StepOutlier_std": 3}, "std is an invalid parameter name"),
+        ({"StepOutlier": 3}, "does not follow naming scheme"),
+    ],
+)
+def test_parameters_of_rules_are_checked_before_anything_runs(rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ProfileConfig(rules=rules)
 
 
 @pytest.mark.parametrize(("name", "end"), [("train.batchsize", "; did you mean train.batch_size?"), ("zzz", ".")])

@@ -14,10 +14,10 @@ from torch import nn
 from dogbreed_ml.config import TrainConfig
 from dogbreed_ml.debugging.debugger import Debugger, judge_tensors
 from dogbreed_ml.debugging.epochs import EPOCH_RULES, judge_epochs
-from dogbreed_ml.debugging.parameters import TENSOR_RULES, RuleName
 from dogbreed_ml.errors import ConfigError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.profiling.verdicts import Verdict
+from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName
 from dogbreed_ml.train import EpochResult, build_loss, evaluate, fit
 
 # smdebug 1.0.34 with numpy 1.26.

@@ -11,9 +11,9 @@ import pytest
 from smdebug_rulesconfig.debugger_rules import builtin_rules
 
 from dogbreed_ml.debugging import findings as find
-from dogbreed_ml.debugging.parameters import DEFAULTS, TENSOR_RULES, parse_parameters, rule_collections
 from dogbreed_ml.debugging.verdict import judged
 from dogbreed_ml.errors import ConfigError
+from dogbreed_ml.ruleparameters import DEFAULTS, TENSOR_RULES, parse_parameters, rule_collections
 
 RNG = np.random.default_rng(0)
 

@@ -29,7 +29,6 @@ from dogbreed_ml.config import (
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
-from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ProfileError, TrainingError
 from dogbreed_ml.pipeline.profiled import (
     ARTIFACT_DIR,
@@ -41,11 +40,12 @@ from dogbreed_ml.pipeline.profiled import (
     profiled_run,
 )
 from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, images_per_s, suggest
-from dogbreed_ml.policies import ProfileConfig, TensorRuleName
+from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.formats import Event
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder
 from dogbreed_ml.profiling.timeline import TimelineRecorder
+from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName
 from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
@@ -262,7 +262,7 @@ def test_a_sagemaker_jobs_tensors_are_judged_beside_its_profile(
         assert datapoints["AllZero"] > 0
 
 
-def stopping(rule: TensorRuleName, **train: Any) -> ExperimentConfig:
+def stopping(rule: RuleName, **train: Any) -> ExperimentConfig:
     """Watched by the debugger, which ends the training when the rule triggers."""
     settings = ProfileConfig(interval_ms=50, debugger=True, save_interval=1, stop_on=[rule])
     return replace(CONFIG, profile=settings, train=TrainConfig(**{"num_epochs": 4, "batch_size": 4, **train}))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from smdebug_rulesconfig.profiler_rules import rules as rule_configs
 
-from dogbreed_ml.debugging.parameters import DEFAULTS
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import OVERALL_FRAMEWORK_METRICS, RULES
+from dogbreed_ml.ruleparameters import DEFAULTS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "profiling.md").read_text(encoding="utf-8")
 ROWS = {

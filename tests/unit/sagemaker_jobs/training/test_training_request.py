@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dogbreed_ml.config import ExperimentConfig, with_values
-from dogbreed_ml.debugging.parameters import TENSOR_RULES
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.evaluation import compute_metrics
+from dogbreed_ml.ruleparameters import TENSOR_RULES
 from dogbreed_ml.train import EpochResult
 from sagemaker_jobs.images import image_uri, newest_pair
 from sagemaker_jobs.shapes import request_errors, unknown_members

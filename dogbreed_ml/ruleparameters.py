@@ -1,4 +1,4 @@
-"""The parameters of SageMaker's tensor rules, by its own names.
+"""The parameters of SageMaker's rules, by its own names: of the profiler's as RULE_PARAMETER, as its report takes them.
 
 smdebug_rulesconfig's debugger_rules/rule_config_jsons name the rules and the collections that they read; the
 parameters and their defaults are those of SageMaker's developer guide, "List of Debugger Built-in Rules".
@@ -8,13 +8,22 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, get_args
+from typing import Any, Literal, cast, get_args
 
-from dogbreed_ml.config import nearest
+from dogbreed_ml.checks import nearest
 from dogbreed_ml.errors import ConfigError
-from dogbreed_ml.policies import TensorRuleName
 
-RuleName = TensorRuleName
+RuleName = Literal[
+    "LossNotDecreasing",
+    "VanishingGradient",
+    "ExplodingTensor",
+    "Overfit",
+    "Overtraining",
+    "PoorWeightInitialization",
+    "DeadRelu",
+    "ClassImbalance",
+    "AllZero",
+]
 TENSOR_RULES: tuple[RuleName, ...] = get_args(RuleName)
 
 DEFAULTS: Mapping[RuleName, Mapping[str, int | float | bool]] = {
@@ -28,6 +37,45 @@ DEFAULTS: Mapping[RuleName, Mapping[str, int | float | bool]] = {
     "ClassImbalance": {"threshold_imbalance": 10.0, "threshold_misprediction": 0.7, "samples": 500},
     "AllZero": {"threshold": 100.0},
 }
+
+
+def check_parameters(rules: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a RULE_PARAMETER that is of no rule, or a value that the rule does not take."""
+    if not rules:
+        return
+    from smdebug_rulesconfig.profiler_rules.rules import ProfilerReport, ProfilerRuleBase
+
+    profiler_rules = [each.__name__ for each in ProfilerRuleBase.__subclasses__() if each is not ProfilerReport]
+    of_profiler, of_tensors = split_parameters(rules)
+    for key in of_profiler:
+        rule = key.partition("_")[0]
+        if rule.lower() not in map(str.lower, profiler_rules):
+            raise ConfigError(
+                f"profile.rules must have RULE_PARAMETER keys, and {rule!r} is no rule"
+                f"{nearest(rule, [*profiler_rules, *TENSOR_RULES])}"
+            )
+        if of_profiler[key] is None:
+            raise ConfigError(f"profile.rules must have a value for {key}, got None.")
+    try:
+        ProfilerReport(**of_profiler)
+    except (AssertionError, TypeError) as error:
+        must = "profile.rules must have RULE_PARAMETER keys and values that the rule takes"
+        raise ConfigError(f"{must}: {' '.join(str(error).split())}") from error
+    for name, given in of_tensors.items():
+        parse_parameters(cast(RuleName, name), given)
+
+
+def split_parameters(rules: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Those of the profiler's rules as they are, and the tensor rules' by rule."""
+    of_profiler: dict[str, Any] = {}
+    of_tensors: dict[str, dict[str, Any]] = {}
+    for key, value in rules.items():
+        rule, _, parameter = key.partition("_")
+        if rule in TENSOR_RULES:
+            of_tensors.setdefault(rule, {})[parameter] = value
+        else:
+            of_profiler[key] = value
+    return of_profiler, of_tensors
 
 
 def parse_parameters(rule: RuleName, given: Mapping[str, Any]) -> dict[str, Any]:
