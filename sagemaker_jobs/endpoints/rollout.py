@@ -196,7 +196,7 @@ class Rollout:
         config_name = self.plan.smoke_config["EndpointConfigName"]
         # It may be what another update of this version left, and be what a rollback goes back to.
         is_new = config_name != self.plan.config_name and endpoints.describe_config(self.aws, config_name) is None
-        endpoints.delete(self.aws, name, timeout_s=self.hosting.timeout_s)
+        self._clear_place(name)
         endpoints.ensure_parts(self.aws, self.plan, for_smoke=True)
         request = {
             "EndpointName": name,
@@ -204,13 +204,29 @@ class Rollout:
             "Tags": [each for each in self.plan.endpoint["Tags"] if each["Key"] not in tags]
             + [{"Key": key, "Value": value} for key, value in tags.items()],
         }
+        is_ours = True
         try:
-            endpoints.create(self.aws, request)
+            is_ours = endpoints.create(self.aws, request)
+            if not is_ours:
+                raise CloudError(f"{name} was made meanwhile, by somebody else; try again when that has ended.")
             return self._prove(event, name)
         finally:
-            self._take_back(event, name)
+            if is_ours:
+                self._take_back(event, name)
             if is_new:
                 endpoints.delete_part(self.aws, "DeleteEndpointConfig", {"EndpointConfigName": config_name})
+
+    def _clear_place(self, name: str) -> None:
+        """Deletes what an earlier command left under the smoke endpoint's name; raises CloudError where it is not."""
+        found = endpoints.describe(self.aws, name)
+        if found is None:
+            return
+        if endpoints.read_lease(self.aws, found["EndpointArn"]) is None:
+            raise CloudError(
+                f"The endpoint {name} must be free for the smoke test, and is not this project's: it has none of its "
+                f"tags; give another --endpoint."
+            )
+        endpoints.delete(self.aws, name, timeout_s=self.hosting.timeout_s)
 
     def _prove(self, event: EventRecord, name: str) -> Smoke:
         settled = endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s)

@@ -313,6 +313,12 @@ def test_endpoint_of_somebody_else_is_left_alone(project: Project, served: Accou
         removal.delete("theirs", CONFIG, context=project.context, confirm=None, yes=True)
     remote = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context).remote
     assert [each.lease.endpoint for each in remote] == ["ours"]
+    served.sagemaker.create_endpoint(EndpointName="ours-smoke", EndpointConfigName=deployed.endpoint_config)
+    with pytest.raises(CloudError, match="ours-smoke must be free for the smoke test, and is not this project's"):
+        project.deploy(2, endpoint="ours")
+    assert set(served.names()["endpoints"]) == {"ours", "theirs", "ours-smoke"}
+    assert served.tags("ours")["dogbreed:version"] == "1"
+    assert (project.events()[-1].outcome, project.events()[-1].left) == ("failed", None)
 
 
 def test_rollback_of_an_endpoint_that_is_not_there_says_so(project: Project) -> None:
