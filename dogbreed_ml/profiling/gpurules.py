@@ -181,14 +181,14 @@ def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdi
     """For each pair of GPUs: triggers where the distance between the histograms of their utilisation is above
     `threshold`. The distance is the earth mover's, as a share of the whole range: 0 for equal ones, 1 for one at 0 %
     and one at 100 %. On a machine without a GPU the pairs are the worker processes of one split's loader: valid's have
-    nothing to do while train's work.
+    nothing to do while train's work, and of other child processes nobody knows what they should do.
 
     details: kind (GPU or worker), pairs (a, b, distance; the largest), histograms -> where -> 10 shares, 0 to 100 %.
     """
     kind, groups = _balanced_series(recording)
     comparable = [sorted(map(len, group.values()))[-2] for group in groups if len(group) > 1]
     if not comparable:
-        few = f"{NO_GPU}, and fewer than two workers" if kind == "worker" else "one GPU has nothing to balance"
+        few = f"{NO_GPU}, and no two processes that load one split" if kind == "worker" else "one GPU has nothing to balance"
         return not_applicable("LoadBalancing", few)
     if missing := shortness(max(comparable), parameters):
         return not_applicable("LoadBalancing", missing, datapoints=max(comparable))
@@ -237,7 +237,8 @@ def _balanced_series(recording: Recording) -> tuple[str, list[dict[str, Values]]
     groups: dict[str, dict[str, Values]] = {}
     for (node, name), values in system.select(dimension).groupby(["node", "name"], observed=True)["value"]:
         group = loader.split_of(str(name)) if loader is not None and kind == "worker" else ""
-        groups.setdefault(group, {})[f"{node} {name}"] = values.clip(0, 100).to_numpy()
+        if kind == "GPU" or group:
+            groups.setdefault(group, {})[f"{node} {name}"] = values.clip(0, 100).to_numpy()
     return kind, list(groups.values())
 
 

@@ -306,6 +306,7 @@ def test_two_imbalanced_workers_are_found(tmp_path: Path, busy: tuple[bool, bool
         worker.start()
     try:
         with profiled(tmp_path, ProfileConfig(interval_ms=50)) as session:
+            session.spans.loader = LoaderProcesses(2, pids={"train": tuple(worker.pid or 0 for worker in workers)})
             train(session, Batches(), Head(), num_epochs=3)
     finally:
         stop.set()

@@ -203,13 +203,21 @@ def test_nan_samples_are_left_out(tmp_path: Path) -> None:
     assert (verdict.status, verdict.datapoints) == ("IssuesFound", NUM)
 
 
-def test_load_balancing_judges_workers_where_there_is_no_gpu(tmp_path: Path) -> None:
+def write_workers(root: Path, uses: dict[int, float], pids: dict[str, list[int]]) -> None:
+    """Child processes with a constant use each, of which `pids` load images."""
     samples = [
-        (START_S + tick, "worker", f"worker-{pid}", "WorkerCPUUtilization", value)
+        (START_S + tick, "worker", f"worker-{pid}", "WorkerCPUUtilization", use)
         for tick in range(50)
-        for pid, value in ((11, 90.0), (12, 3.0))
+        for pid, use in uses.items()
     ]
-    write_samples(tmp_path, samples)
+    write_samples(root, samples)
+    loader = loader_start(2)
+    loader["args"]["pids"] = pids
+    write_trace(root, [loader, *steps([1000] * 10)])
+
+
+def test_load_balancing_judges_workers_where_there_is_no_gpu(tmp_path: Path) -> None:
+    write_workers(tmp_path, {11: 90.0, 12: 3.0}, {"train": [11, 12]})
     verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
     assert verdict.status == "IssuesFound"
     assert verdict.details["kind"] == "worker"
@@ -219,18 +227,17 @@ def test_load_balancing_judges_workers_where_there_is_no_gpu(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("idle_share", "status"), [(0.0, "NoIssuesFound"), (0.9, "IssuesFound")])
 def test_load_balancing_compares_the_workers_of_one_split(tmp_path: Path, idle_share: float, status: str) -> None:
-    uses = {11: 90.0, 12: 90.0 * (1 - idle_share), 21: 1.0, 22: 1.0}
-    samples = [
-        (START_S + tick, "worker", f"worker-{pid}", "WorkerCPUUtilization", value)
-        for tick in range(50)
-        for pid, value in uses.items()
-    ]
-    write_samples(tmp_path, samples)
-    loader = loader_start(2)
-    loader["args"]["pids"] = {"train": [11, 12], "valid": [21, 22]}
-    write_trace(tmp_path, [loader, *steps([1000] * 10)])
+    # 98 and 99 are processes that load nothing, such as multiprocessing's resource tracker.
+    uses = {11: 90.0, 12: 90.0 * (1 - idle_share), 21: 1.0, 22: 1.0, 98: 0.0, 99: 95.0}
+    write_workers(tmp_path, uses, {"train": [11, 12], "valid": [21, 22]})
     verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
     assert (verdict.status, len(verdict.details["pairs"]), verdict.datapoints) == (status, 2, 200)
+
+
+def test_load_balancing_compares_no_processes_of_which_nobody_knows_what_they_do(tmp_path: Path) -> None:
+    write_workers(tmp_path, {98: 0.0, 99: 95.0}, {})
+    verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
+    assert verdict.reason == "not applicable: no GPU, and no two processes that load one split"
 
 
 def test_load_balancing_has_nothing_to_say_of_one_gpu(tmp_path: Path) -> None:
