@@ -88,13 +88,33 @@ class Rollout:
 
     def _renew(self, before: Standing) -> Deployed:
         """What is live already, with the lease, the alarms and the scaling that are asked for."""
-        put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
-        if self.plan.scaling is not None:
-            put_scaling(self.aws, self.plan.scaling)
+        self._put_guards()
         lease = replace(before.lease, expires=self.plan.lease.expires or before.lease.expires)
         if lease != before.lease:
             endpoints.write_lease(self.aws, before.arn, lease)
+        if self.plan.scaling is None:
+            self._remove_added_instances(before)
         return replace(self._deployed("none", replaced=None, smoke=None, run_id=None), lease=lease, is_settled=True)
+
+    def _put_guards(self) -> None:
+        put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
+        if self.plan.scaling is None:
+            remove_scaling(self.aws, self.plan.name)
+        else:
+            put_scaling(self.aws, self.plan.scaling)
+
+    def _remove_added_instances(self, before: Standing) -> None:
+        """Those that a scaling which is no more had added: nothing else would end them."""
+        name, (variant, *_) = self.plan.name, self.plan.config["ProductionVariants"]
+        wanted, now = variant.get("InitialInstanceCount"), before.num_instances
+        if wanted is None or now is None or now <= wanted:
+            return
+        logger.info("%s goes from %d instances to %d, which nothing scales any more", name, now, wanted)
+        change = {"VariantName": variant["VariantName"], "DesiredInstanceCount": wanted}
+        request = {"EndpointName": name, "DesiredWeightsAndCapacities": [change]}
+        self.aws.create("UpdateEndpointWeightsAndCapacities", request, doing=f"resize the endpoint {name}")
+        if self.waits:
+            endpoints.wait_settled(self.aws, name, timeout_s=self.hosting.timeout_s)
 
     # The two ways ---------------------------------------------------------------------------------------------------
 
@@ -155,11 +175,7 @@ class Rollout:
     def _settle(self, before: Standing | None) -> Lease:
         """What holds once the version is live: alarms, scaling, tags, and the versions' own words. Returns the tags."""
         name = self.plan.name
-        put_alarms(self.aws, self.plan.alarms, tags=self.plan.endpoint["Tags"])
-        if self.plan.scaling is None:
-            remove_scaling(self.aws, name)
-        else:
-            put_scaling(self.aws, self.plan.scaling)
+        self._put_guards()
         found = endpoints.describe(self.aws, name)
         if found is None:
             raise endpoints.GoneError(name)

@@ -57,6 +57,12 @@ class Standing:
         return bool(self.found["EndpointStatus"] == endpoints.IN_SERVICE)
 
     @property
+    def num_instances(self) -> int | None:
+        """As many as it is to have now; None for a serverless one, and before it has any."""
+        counts = (each.get("DesiredInstanceCount") for each in self.found.get("ProductionVariants", ()))
+        return next(counts, None)
+
+    @property
     def has_plan(self) -> bool:
         """Whether its endpoint config is the plan's: SageMaker has nothing more to change."""
         return self.config_name == self.plan.config_name

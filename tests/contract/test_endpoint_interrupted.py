@@ -110,6 +110,14 @@ def test_update_that_nobody_waits_for_has_its_lease_and_its_scaling(project: Pro
     # What is live already gets the scaling that is asked for.
     assert project.deploy(2, config=scaled(max_instance_count=4)).action == "none"
     assert scaling_of(served)[0] == [(1, 4)]
+    # ... and loses what is asked for no more, with the instance that it had added.
+    more = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
+    served.sagemaker.update_endpoint_weights_and_capacities(EndpointName="dogs", DesiredWeightsAndCapacities=more)
+    wait_for_service(served, sent.endpoint_config)
+    assert project.deploy(2).action == "none"
+    assert scaling_of(served)[0] == []
+    (variant,) = served.sagemaker.describe_endpoint(EndpointName="dogs")["ProductionVariants"]
+    assert (variant["DesiredInstanceCount"], variant["CurrentInstanceCount"]) == (1, 1)
 
 
 def test_update_that_comes_to_nothing_leaves_lease_and_scaling_as_they_were(
