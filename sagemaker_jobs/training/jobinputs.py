@@ -28,7 +28,7 @@ from sagemaker_jobs.storage import Storage, file_digest
 IMAGES_KEY = "images"
 OUTPUT_KEY = "jobs"
 UNKNOWN_DIGEST = "DIGEST-KNOWN-ONCE-DOWNLOADED"
-"""Stands for the digest of weights that a dry run does not download."""
+"""Stands for the digest of what is not here yet, such as weights that a dry run does not download."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,16 @@ def local_weights(config: ExperimentConfig, *, download: bool = True) -> tuple[P
     if not path.is_file() and download and load_weights(config.model).name == "random":
         return None, replace(config, model=replace(config.model, weights="random"))
     return path, config
+
+
+def unknown_inputs(uri: Callable[[str], str], environment: Mapping[str, str]) -> JobInputs:
+    """Inputs of no content: what a request is checked on where the real ones cost a job, a pass or an upload."""
+    return JobInputs(
+        uri(f"code/{UNKNOWN_DIGEST}.tar.gz"),
+        (_channel("train", uri(f"manifests/{UNKNOWN_DIGEST}.json"), kind="ManifestFile", mode="FastFile"),),
+        uri(OUTPUT_KEY),
+        dict(environment),
+    )
 
 
 def _manifest(split: Split, prefix: str) -> bytes:

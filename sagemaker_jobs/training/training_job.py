@@ -40,7 +40,7 @@ from sagemaker_jobs.training.jobcontrol import (
     settle_interrupt,
     warned_of_job,
 )
-from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs, prepare_inputs
+from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs
 from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
 from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
 from sagemaker_jobs.training.training_request import training_job_request
@@ -193,25 +193,31 @@ class _Task:
         return None
 
     def _started(self, role_arn: str) -> Job:
-        with self.spans.span("upload"):
-            inputs = prepare_inputs(
+        unconfirmed = self.launch_file.load()
+        name = unconfirmed.name if unconfirmed else _name(self.config, self.launch_file.path.stem.rpartition("-")[2])
+        storage = Storage.named(self.aws, self.config.sagemaker)
+        with (
+            self.spans.span("upload"),
+            planned_inputs(
                 self.config,
                 self.splits,
-                self._storage(),
+                uri=storage.uri,
                 kind="train",
                 context=self.context,
                 environment=record_variables(self.tracker.tracking_uri),
+            ) as plan,
+        ):
+            # Before the bucket is made and the photographs are sent.
+            request = training_job_request(
+                self.config,
+                name=name,
+                inputs=plan.inputs,
+                role_arn=role_arn,
+                region=self.aws.region,
+                tags=_tags(self.config, self.context),
             )
-        unconfirmed = self.launch_file.load()
-        name = unconfirmed.name if unconfirmed else _name(self.config, self.launch_file.path.stem.rpartition("-")[2])
-        request = training_job_request(
-            self.config,
-            name=name,
-            inputs=inputs,
-            role_arn=role_arn,
-            region=self.aws.region,
-            tags=_tags(self.config, self.context),
-        )
+            storage.ensure_bucket()
+            plan.upload(storage, progress=self.context.progress)
         send_job(self.aws, request, self.launch_file)
         link = self.aws.console_url(f"jobs/{name}")
         logger.info("the training job %s is started%s", name, f": {link}" if link else "")

@@ -17,6 +17,7 @@ from dogbreed_ml.workbench import uses_features
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.training.dryrun import DryRun, Placement
 from sagemaker_jobs.training.estimate import estimate_jobs
+from sagemaker_jobs.training.jobcontrol import Job
 from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs
 from sagemaker_jobs.training.launch import config_key, job_name
 from sagemaker_jobs.training.training_job import price_of
@@ -66,8 +67,9 @@ def plan(
                 requests["CreateTrainingJob"], uri, planned = job, tables_uri(job), planned.beside(files)
             inputs = replace(inputs, channels=(*inputs.channels, render_channel(uri)))
         name = search_name(config)
-        training = trial_request(config, context, name, inputs, placement.role_arn, placement.region)
-        requests["CreateHyperParameterTuningJob"] = tuning_job_request(config, name=name, training=training)
+        requests["CreateHyperParameterTuningJob"] = search_request(
+            config, context=context, name=name, inputs=inputs, role_arn=placement.role_arn, region=placement.region
+        )
         if source.job_names:
             logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
         estimate = estimate_jobs(
@@ -83,14 +85,22 @@ def plan(
         return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
 
 
-def trial_request(
-    config: ExperimentConfig, context: Context, name: str, inputs: JobInputs, role_arn: str, region: str
+def search_request(
+    config: ExperimentConfig,
+    *,
+    context: Context,
+    name: str,
+    inputs: JobInputs,
+    role_arn: str,
+    region: str,
+    parents: Sequence[Job] = (),
 ) -> dict[str, Any]:
-    """CreateTrainingJob of one trial with the config's own values."""
+    """CreateHyperParameterTuningJob; `parents` are the descriptions of the tuning jobs to start from."""
     commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
     tags = {"dogbreed:verb": VERB, "dogbreed:config": config_key(config)}
     tags |= {"dogbreed:commit": commit} if commit else {}
-    return training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+    training = training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+    return tuning_job_request(config, name=name, training=training, parents=parents)
 
 
 def search_name(config: ExperimentConfig) -> str:

@@ -31,7 +31,7 @@ from sagemaker_jobs.client import Aws, Clock
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.training.jobcontrol import Job, Question
-from sagemaker_jobs.training.jobinputs import prepare_inputs
+from sagemaker_jobs.training.jobinputs import JobInputs, prepare_inputs, unknown_inputs
 from sagemaker_jobs.training.launch import Launch, LaunchFile
 from sagemaker_jobs.tuning.featurechannel import (
     FeatureChannel,
@@ -40,8 +40,7 @@ from sagemaker_jobs.tuning.featurechannel import (
 )
 from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
-from sagemaker_jobs.tuning.searchplan import VERB, search_name, trial_request
-from sagemaker_jobs.tuning.tuning_request import tuning_job_request
+from sagemaker_jobs.tuning.searchplan import VERB, search_name, search_request
 from sagemaker_jobs.tuning.tuningstatus import (
     check_space,
     describe_tuning_job,
@@ -97,12 +96,11 @@ class _Search:
 
     def run(self, attach: str | None) -> TuneSummary:
         name, found = self._found(attach)
-        if found is None:
-            # What a job may not be handed is refused before anything is computed or recorded.
-            record_variables(self.tracker.tracking_uri)
         parent_run_id = self._parent_run_id(name, is_attached=attach is not None)
         config = self.source.narrowed(self.config, self.tracker)
         role_arn = self.aws.execution_role(config.sagemaker)
+        storage = Storage.named(self.aws, config.sagemaker)
+        parents = self._checked_parents(name, config, storage, role_arn) if found is None else []
         with (
             self.tracker.start_run(config.name, run_name=name, run_id=parent_run_id) as parent,
             profiled_run(config, parent, project_dir=self.context.project_dir) as profiler,
@@ -111,14 +109,16 @@ class _Search:
             parent.set_tags({TUNING_JOB_TAG: name} | self.source.tags(self.config, config))
             log_beginning(parent, config, self.bench.splits, self.context)
             self._refuse_deleted(name, found)
-            storage = Storage.open(self.aws, config.sagemaker)
+            storage.ensure_bucket()
             follower = SearchFollower(self.aws, name, config, self.tracker, parent, storage)
             with self._told_of_what_goes_on(follower, found):
                 with self.spans.span("features"):
                     config, channels, is_cached = self._features(config, parent, storage, found, role_arn)
                 with self.spans.span("search"):
                     if found is None:
-                        self._start(name, config, parent, storage, channels=channels, role_arn=role_arn)
+                        self._start(
+                            name, config, parent, storage, channels=channels, role_arn=role_arn, parents=parents
+                        )
                     result = self._follow(follower)
             summary = finish_search(
                 config, result, bench=self.bench, tracker=self.tracker, parent=parent, spans=self.spans
@@ -194,6 +194,29 @@ class _Search:
 
     # The tuning job --------------------------------------------------------------------------------------------------
 
+    def _checked_parents(self, name: str, config: ExperimentConfig, storage: Storage, role_arn: str) -> list[Job]:
+        """The tuning jobs to start from; ConfigError for what SageMaker would refuse.
+
+        First of all: afterwards a bucket is made, photographs are sent, and a job for features may be paid for.
+        """
+        parents = self.source.tuning_jobs(self.aws)
+        inputs = unknown_inputs(storage.uri, record_variables(self.tracker.tracking_uri))
+        self._request(name, config, inputs, role_arn, parents)
+        return parents
+
+    def _request(
+        self, name: str, config: ExperimentConfig, inputs: JobInputs, role_arn: str, parents: Sequence[Job]
+    ) -> dict[str, Any]:
+        return search_request(
+            config,
+            context=self.context,
+            name=name,
+            inputs=inputs,
+            role_arn=role_arn,
+            region=self.aws.region,
+            parents=parents,
+        )
+
     def _start(
         self,
         name: str,
@@ -203,6 +226,7 @@ class _Search:
         *,
         channels: Sequence[dict[str, Any]],
         role_arn: str,
+        parents: Sequence[Job],
     ) -> None:
         inputs = prepare_inputs(
             config,
@@ -213,8 +237,7 @@ class _Search:
             environment=record_variables(self.tracker.tracking_uri, parent),
         )
         inputs = replace(inputs, channels=(*inputs.channels, *channels))
-        training = trial_request(config, self.context, name, inputs, role_arn, self.aws.region)
-        request = tuning_job_request(config, name=name, training=training, parents=self.source.tuning_jobs(self.aws))
+        request = self._request(name, config, inputs, role_arn, parents)
         send_tuning_job(self.aws, request, self.launch_file)
         link = self.aws.console_url(f"hyper-tuning-jobs/{name}")
         logger.info("the tuning job %s is started%s", name, f": {link}" if link else "")

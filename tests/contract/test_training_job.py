@@ -753,6 +753,18 @@ def test_training_on_aws_needs_a_role(project: Project, sagemaker: Any, monkeypa
     assert jobs_of(sagemaker, project) == project.runs() == []
 
 
+def test_refused_training_makes_no_bucket_no_run_and_no_job(
+    project: Project, sagemaker: Any, server: LocalSageMaker
+) -> None:
+    mistaken = {"sagemaker.bucket": "kennel-of-a-typo", "sagemaker.instance_type": "ml.nope.xlarge"}
+    project = replace(project, config=with_values(project.config, mistaken))
+    with pytest.raises(ConfigError, match=r"ml\.nope\.xlarge"):
+        project.train()
+
+    assert "kennel-of-a-typo" not in [each["Name"] for each in server.cloud.s3.list_buckets()["Buckets"]]
+    assert jobs_of(sagemaker, project) == project.runs() == project.records() == []
+
+
 def test_describe_of_an_unknown_job_is_none(project: Project, sagemaker: Any) -> None:
     with Aws.open(ExperimentConfig().sagemaker) as aws:
         assert describe_job(aws, f"{project.config.name}-train-unknown") is None

@@ -228,6 +228,27 @@ def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
     assert keys(parent, children) == keys(*other)
 
 
+def test_refused_search_pays_for_no_features_and_makes_no_bucket_no_run_and_no_job(caller: Caller) -> None:
+    refused: list[tuple[str, dict[str, Any], list[str]]] = [
+        ("search.timeout_s must be at least 120", {"search.timeout_s": 60}, []),
+        ("SageMaker's Grid tries all 4", {"search.sampler": "grid"}, []),
+        ("--warm-start must name a tuning job", {}, ["dogs-tune-typo"]),
+    ]
+    space = {
+        "train.optimizer": CategoricalDimension(choices=["adamw", "sgd"]),
+        "train.label_smoothing": CategoricalDimension(choices=[0.0, 0.1]),
+    }
+    mistaken = {"search.features_on": "sagemaker", "sagemaker.bucket": "kennel-of-a-typo", "search.space": space}
+    before = (caller.tuning_jobs(), caller.names(""))
+    for named, values, warm_start in refused:
+        with pytest.raises(ConfigError, match=named):
+            caller.tune(with_values(CONFIG, mistaken | values), warm_start=warm_start)
+    assert "kennel-of-a-typo" not in [each["Name"] for each in caller.server.cloud.s3.list_buckets()["Buckets"]]
+    assert (caller.tuning_jobs(), caller.names("")) == before
+    with caller.tracker() as tracker:
+        assert tracker.search_runs("dogs", "") == []
+
+
 class _CutOff:
     """Ctrl-C once a stage begins."""
 
