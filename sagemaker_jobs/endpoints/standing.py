@@ -1,11 +1,12 @@
 """What stands under an endpoint's name before a deployment, and what that makes of the deployment."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dogbreed_ml.deployments import DeploymentEvent, list_events
-from dogbreed_ml.errors import CloudError
+from dogbreed_ml.errors import CloudError, ConfigError
 from sagemaker_jobs.client import Aws
 from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.endpoint_request import EndpointPlan
@@ -92,9 +93,15 @@ class Standing:
         return known if known != self.plan.config_name else None
 
     def require_changeable(self) -> None:
-        """Raises CloudError where something else happens to it just now."""
+        """Raises CloudError where something else happens to it just now, ConfigError for a plan of another kind."""
         name, status = self.plan.name, self.found["EndpointStatus"]
         if self.is_in_service:
+            before, after = _kind(self.found), _kind(self.plan.config)
+            if before != after:
+                raise ConfigError(
+                    f"hosting.kind must be {before} for {name}, got {after}: SageMaker makes no endpoint another kind; "
+                    f"give another --endpoint."
+                )
             return
         if status == endpoints.FAILED:
             raise CloudError(
@@ -106,3 +113,11 @@ class Standing:
             with_what = f" with {coming}" if coming else ""
             raise CloudError(f"The endpoint {name} is {status}{with_what} just now; try again when that has ended.")
         logger.info("%s is %s with this version already; going on from there", name, status)
+
+
+def _kind(told: Mapping[str, Any]) -> str:
+    """hosting.kind of an endpoint's description, or of an endpoint config."""
+    if "AsyncInferenceConfig" in told:
+        return "async"
+    members = {member for variant in told.get("ProductionVariants", ()) for member in variant}
+    return "serverless" if members & {"ServerlessConfig", "CurrentServerlessConfig"} else "realtime"

@@ -105,6 +105,7 @@ class Endpoints:
         config = self._catalog.get_config(params["EndpointConfigName"])
         with self._lock:
             record, hosted, fleet = self._in_service(name)
+            hosting.check_update(config, fleet.config)
             if params.get("RetainAllVariantProperties"):
                 excluded = [each["VariantPropertyType"] for each in params.get("ExcludeRetainedVariantProperties", ())]
                 config = hosting.retained(config, fleet.config, excluded=excluded)

@@ -155,6 +155,24 @@ def variant_weight(variant: Mapping[str, Any]) -> float:
     return float(variant.get("InitialVariantWeight", 1.0))
 
 
+def check_update(config: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses an endpoint config of another kind than the current one's.
+
+    That a real-time endpoint becomes no serverless one is in AWS's guide, and that no asynchronous one becomes another
+    kind in its answers; of the other changes nothing is known.
+    """
+    before, after = _kind(current), _kind(config)
+    if before != after:
+        raise ValidationException(f"A {before} endpoint cannot be updated to a {after} one.")
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    if "AsyncInferenceConfig" in config:
+        return "asynchronous"
+    is_serverless = any("ServerlessConfig" in variant for variant in config["ProductionVariants"])
+    return "serverless" if is_serverless else "real-time"
+
+
 def check_deployment(deployment: Mapping[str, Any], num_instances: int) -> None:
     """Refuses a DeploymentConfig; `num_instances` are those of the fleet that it brings up."""
     _refuse(deployment, "DeploymentConfig", ("RollingUpdatePolicy",))

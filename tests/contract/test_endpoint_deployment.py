@@ -339,6 +339,10 @@ def test_other_kinds_are_proven_too(kind: Any, project: Project, served: Account
     assert updated.action == "update"
     (live,) = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context).remote
     assert live.num_instances == (None if kind == "serverless" else 1)
+    made, told = served.names(), project.told()
+    with pytest.raises(ConfigError, match=f"hosting.kind must be {kind} for dogs, got realtime: .*another --endpoint"):
+        project.deploy(3)
+    assert (served.names(), project.told()) == (made, told)
     removal.delete("dogs", config, context=project.context, confirm=None, yes=True)
     assert served.object_keys() == []
 

@@ -179,6 +179,19 @@ def test_desired_weights_and_counts_that_cannot_be_had_are_refused(
         hosting.rescaled({"ProductionVariants": [variant]}, [change])
 
 
+def test_update_to_another_kind_of_endpoint_is_refused() -> None:
+    kinds = {
+        "real-time": CONFIG,
+        "serverless": {"ProductionVariants": [SERVERLESS]},
+        "asynchronous": {**CONFIG, "AsyncInferenceConfig": {}},
+    }
+    for before, current in kinds.items():
+        hosting.check_update(current, current)
+        for after in kinds.keys() - {before}:
+            with pytest.raises(ValidationException, match=f"A {before} endpoint cannot be updated to a {after} one"):
+                hosting.check_update(kinds[after], current)
+
+
 def test_retained_properties_are_those_of_variants_that_stay() -> None:
     capture = {"DestinationS3Uri": "s3://a/b"}
     old = {**VARIANT, "InitialInstanceCount": 3, "InitialVariantWeight": 5.0}
