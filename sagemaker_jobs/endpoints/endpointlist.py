@@ -62,7 +62,8 @@ class LiveEndpoint:
     def row(self, now: datetime) -> tuple[str, ...]:
         lease = self.lease
         cost = "unknown" if self.usd_per_hour is None else f"${self.usd_per_hour:.3f}"
-        expires = f"{lease.expires}{' (over)' if lease.is_over(now) else ''}" if lease.expires_at else "never"
+        note = " (over)" if lease.is_over(now) else "" if lease.is_readable else " (unreadable)"
+        expires = f"{lease.expires or 'never'}{note}"
         called = str(self.num_calls) if self.num_calls else "0 (!)"
         model = f"{lease.model} {lease.version}"
         return (lease.endpoint, self.status, model, self.since, cost, expires, called, lease.deployed_by)
@@ -121,6 +122,13 @@ def list_all(config: ExperimentConfig, options: EndpointsOptions, *, context: Co
     for each in remote:
         if not each.num_calls:
             logger.warning("Nobody called %s in the last 24 hours.", each.lease.endpoint)
+        if not each.lease.is_readable:
+            logger.warning(
+                "The tag dogbreed:expires of %s must be a time such as 2026-12-01T18:00+00:00, or never, got %r: --reap "
+                "lets it live.",
+                each.lease.endpoint,
+                each.lease.expires,
+            )
     return LiveEndpoints(local, remote, reaped)
 
 

@@ -55,7 +55,7 @@ class Lease:
         """None for what this project did not put there."""
         values = {tag["Key"]: tag["Value"] for tag in tags}
         told = {each.name: values.get(f"{PREFIX}{each.name.replace('_', '-')}", "") for each in fields(cls)}
-        if not (told["endpoint"] and told["model"] and told["version"].isdigit()):
+        if not (told["endpoint"] and told["model"] and told["version"].isdecimal()):
             return None
         return cls(**told)
 
@@ -66,7 +66,17 @@ class Lease:
 
     @property
     def expires_at(self) -> datetime | None:
-        return None if self.expires in ("", NEVER) else datetime.fromisoformat(self.expires)
+        """A time without a zone is UTC; None for no end, and for one that nobody can read."""
+        try:
+            at = datetime.fromisoformat(self.expires)
+        except ValueError:
+            return None
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+    @property
+    def is_readable(self) -> bool:
+        """Tags may be edited by hand."""
+        return self.expires in ("", NEVER) or self.expires_at is not None
 
     def is_over(self, now: datetime) -> bool:
         return self.expires_at is not None and self.expires_at <= now

@@ -265,9 +265,12 @@ def test_update_goes_on_after_ctrl_c_and_the_same_command_ends_it(
     assert rollback.rollback("dogs", config, context=project.context).version == 1
 
 
-def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) -> None:
+def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account, caplog: pytest.LogCaptureFixture) -> None:
     project.deploy(1, expires="1s")
     project.deploy(2, endpoint="cats", expires="4h")
+    # By hand, in AWS's console.
+    arn = served.sagemaker.describe_endpoint(EndpointName="cats")["EndpointArn"]
+    served.sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "dogbreed:expires", "Value": "friday"}])
     wait_for(lambda: datetime.now(UTC), lambda now: now.isoformat() > served.tags()["dogbreed:expires"])
     shown = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context)
     assert "(over)" in shown.render()
@@ -275,6 +278,8 @@ def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account) ->
     assert [each.name for each in reaped.reaped] == ["dogs"]
     assert [each.lease.endpoint for each in reaped.remote] == ["cats"]
     assert "deleted  the endpoint dogs" in reaped.render()
+    assert "friday (unreadable)" in reaped.render()
+    assert "The tag dogbreed:expires of cats must be a time such as" in caplog.text
     names = served.names()
     assert names["endpoints"] == ["cats"]
     assert all(each.startswith("cats-") for kind in names.values() for each in kind if each != "cats")

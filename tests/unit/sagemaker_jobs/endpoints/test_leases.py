@@ -34,6 +34,21 @@ def test_lease_ends_when_its_time_has_come() -> None:
         assert not Lease(endpoint="dogs", model="m", version="1", expires=forever).is_over(NOW + timedelta(days=9999))
 
 
+@pytest.mark.parametrize(
+    ("expires", "is_readable", "is_over"),
+    [
+        ("2026-11-21", True, True),
+        ("2026-11-21 10:01", True, False),
+        ("2026-11-21T12:00+03:00", True, True),
+        ("next week", False, False),
+        ("2026-11-31", False, False),
+    ],
+)
+def test_end_that_somebody_wrote_by_hand_is_utc_or_none(expires: str, is_readable: bool, is_over: bool) -> None:
+    lease = Lease(endpoint="dogs", model="m", version="1", expires=expires)
+    assert (lease.is_readable, lease.is_over(NOW)) == (is_readable, is_over)
+
+
 def test_tags_hold_only_what_aws_takes() -> None:
     tags = Lease(endpoint="dogs", model="m", version="1", deployed_by="o'brien" + 300 * "n").to_tags()
     assert tags["dogbreed:deployed-by"].startswith("o_brien")
