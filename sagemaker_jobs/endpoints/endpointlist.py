@@ -124,8 +124,8 @@ def list_all(config: ExperimentConfig, options: EndpointsOptions, *, context: Co
             logger.warning("Nobody called %s in the last 24 hours.", each.lease.endpoint)
         if not each.lease.is_readable:
             logger.warning(
-                "The tag dogbreed:expires of %s must be a time such as 2026-12-01T18:00+00:00, or never, got %r: --reap "
-                "lets it live.",
+                "The tag dogbreed:expires of %s must be a time such as 2026-12-01T18:00+00:00, or never, got %r: --reap"
+                " lets it live.",
                 each.lease.endpoint,
                 each.lease.expires,
             )
