@@ -1,7 +1,9 @@
 """`dogbreed profile`: a profiled run, or a recording judged; and the profile of any other run that trains."""
 
+import hashlib
 import json
 import logging
+import re
 import shlex
 import shutil
 import tempfile
@@ -28,7 +30,7 @@ from dogbreed_ml.errors import DogbreedError, ProfileError
 from dogbreed_ml.evaluation import compute_metrics
 from dogbreed_ml.features import CHOICES_FILE
 from dogbreed_ml.policies import ProfileConfig
-from dogbreed_ml.profiling.recordings import LoaderProcesses
+from dogbreed_ml.profiling.recordings import SEARCH, LoaderProcesses
 from dogbreed_ml.profiling.report import save_profiler_report
 from dogbreed_ml.profiling.rulereports import load_rule_reports
 from dogbreed_ml.profiling.session import TAG_PREFIX, Profile, ProfileSession, judge_folder, profiled
@@ -61,6 +63,7 @@ _PASS_NOTE: Final = (
 AS_RECORDED: Final = " (judged during the run, by its parameters)"
 """Ends the reason of a verdict that was not made anew."""
 
+_RUN_ID: Final = re.compile(r"[0-9a-f]{32}")
 _RECORDED_SUFFIXES: Final = frozenset({".json", ".csv", ".tfevents", ".ts"})
 """Profiler files, tensors with their index, and smdebug's mark of a job's end."""
 
@@ -141,13 +144,19 @@ def judge_source(source: str, config: ExperimentConfig, *, context: Context) -> 
         parent_dir.mkdir(parents=True, exist_ok=True)
         folder = mirror_prefix(source, parent_dir, progress=context.progress, suffixes=_RECORDED_SUFFIXES)
         recorded = folder
+        beside = recorded
     elif Path(source).is_dir():
-        recorded, folder = Path(source).resolve(), parent_dir / f"from-{Path(source).resolve().name}"
+        recorded = Path(source).resolve()
+        path_hash = hashlib.sha256(str(recorded).encode()).hexdigest()[:8]
+        folder = _emptied(parent_dir / f"from-{recorded.name}-{path_hash}")
         if (recorded / ARTIFACT_DIR).is_dir():
             recorded = recorded / ARTIFACT_DIR
+        beside = recorded
     else:
+        # Not into the run's own folder, whose report is by its own parameters; its tensors are there alone.
         recorded = folder = _fetched_run(source, config, context, parent_dir)
-    tensors_dir = _tensors_beside(recorded)
+        beside = parent_dir / source / ARTIFACT_DIR
+    tensors_dir = _tensors_beside(beside)
     if tensors_dir is not None:
         tensors = judge_tensors(tensors_dir, parameters=config.profile.tensor_rules)
     else:
@@ -169,16 +178,24 @@ def _tensors_beside(recorded: Path) -> Path | None:
     return next((folder for folder in folders if has_tensors(folder)), None)
 
 
+def _emptied(folder: Path) -> Path:
+    """A new, empty folder: nothing of an earlier judgement stays beside this one's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def _fetched_run(run_id: str, config: ExperimentConfig, context: Context, parent_dir: Path) -> Path:
     from dogbreed_ml.tracking import Tracker
 
+    unknown = ProfileError(f"--from must be a folder, s3://bucket/prefix or the id of a run, got {run_id!r}.")
+    if not _RUN_ID.fullmatch(run_id):
+        raise unknown
     tracker = Tracker.open(project_dir=context.project_dir, config=config.tracking, environment=context.environment)
     with tracker:
         if not tracker.has_run(run_id):
-            raise ProfileError(f"--from must be a folder, s3://bucket/prefix or the id of a run, got {run_id!r}.")
-        target = parent_dir / run_id
-        target.mkdir(parents=True, exist_ok=True)
-        return tracker.fetch_artifacts(run_id, ARTIFACT_DIR, target)
+            raise unknown
+        return tracker.fetch_artifacts(run_id, ARTIFACT_DIR, _emptied(parent_dir / f"from-{run_id}"))
 
 
 class RunProfiler:
@@ -211,6 +228,23 @@ class RunProfiler:
     def note(self, text: str) -> None:
         """One sentence for the report and the log."""
         self._notes += (text,)
+
+    def note_data(self, seconds: float) -> None:
+        """For a run that had its data before its profile began."""
+        self.note(
+            f"The data was fetched, checked and split before the recording began, in {seconds:.1f} s; `dogbreed "
+            "profile` records that too."
+        )
+
+    @contextmanager
+    def search(self, bench: Workbench) -> Iterator[None]:
+        """A search is one span: the steps of its trials, of as many hyperparameters, are not those of one training."""
+        bench.spans = NO_SPANS
+        try:
+            with self.spans.span(SEARCH):
+                yield
+        finally:
+            bench.spans = self.spans
 
     def epochs(
         self,
@@ -317,6 +351,9 @@ def profiled_run(config: ExperimentConfig, run: "Run", *, project_dir: Path) -> 
     except Exception:
         if profiler is not None:
             _finish_failed(profiler, run)
+        raise
+    except KeyboardInterrupt:
+        logger.warning("What was recorded is kept: `dogbreed profile --from %s` judges it.", folder)
         raise
     profiler.finish(run)
 

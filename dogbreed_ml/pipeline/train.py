@@ -54,6 +54,7 @@ def train(config: ExperimentConfig, *, context: Context) -> TrainSummary:
     ):
         bench.spans = profiler.spans
         log_beginning(run, config, splits, context)
+        profiler.note_data(spans.seconds["data"])
         with spans.span("features"):
             feeds = logged_feeds(run, bench, config)
         model = bench.model(config)

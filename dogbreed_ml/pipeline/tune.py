@@ -104,15 +104,17 @@ def tune(
                 parent.set_tags({WARM_START_TAG: ", ".join(sources)})
         study.begin(parent.run_id)
         log_beginning(parent, config, splits, context)
+        profiler.note_data(spans.seconds["data"])
         with spans.span("features"):
             feeds = logged_feeds(parent, bench, config)
         with spans.span("search"):
             inputs = data_inputs(splits, names=("train", "valid"))
             console = context.progress.console if isinstance(context.progress, TerminalProgress) else None
             judge = EpochJudge.build(splits.train.labels, splits.classes, parameters=config.profile.tensor_rules)
-            result = study.run(
-                TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs, console=console, judge=judge
-            )
+            with profiler.search(bench):
+                result = study.run(
+                    TrialObjective(bench), tracker=tracker, parent=parent, inputs=inputs, console=console, judge=judge
+                )
         summary = finish_search(config, result, bench=bench, tracker=tracker, parent=parent, spans=spans)
         study.finish()
     hit = feeds.table is not None and feeds.table.cached

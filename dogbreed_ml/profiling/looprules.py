@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from dogbreed_ml.profiling.recordings import Recording
+from dogbreed_ml.profiling.recordings import SEARCH, Recording
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, Evidence, Verdict, not_applicable
 
 MAX_DATA_WAIT_SHARE: Final = 0.5
@@ -127,7 +127,10 @@ def max_initialization_time(recording: Recording, parameters: Mapping[str, Any])
 
 
 def job_summary(recording: Recording) -> dict[str, float] | None:
-    """Seconds of SageMaker's three parts of a job; without steps only its start and end; None for nothing at all."""
+    """Seconds of SageMaker's three parts of a job; without steps only its start and end; None for nothing at all.
+
+    A search's trials are part of the training loop.
+    """
     start, end = recording.start_s, recording.end_s
     if np.isnan(start):
         return None
@@ -136,7 +139,8 @@ def job_summary(recording: Recording) -> dict[str, float] | None:
     if modes:
         steps = pd.concat([recording.timeline.steps(mode) for mode in modes])
         every = pd.concat([recording.timeline.steps(mode) for mode in recording.timeline.modes])
-        first = float(steps["start_us"].min()) / 1e6
+        searches = recording.timeline.frame.loc[recording.timeline.frame["name"] == SEARCH, "start_us"]
+        first = float(min([steps["start_us"].min(), *searches])) / 1e6
         last = float((every["start_us"] + every["duration_us"]).max()) / 1e6
         summary |= {"initialization_s": first - start, "training_loop_s": last - first, "finalization_s": end - last}
         summary |= {"first_step": float(steps["step"].min()), "last_step": float(steps["step"].max())}

@@ -19,6 +19,9 @@ STEP_PREFIX = "Step:ModeKeys."
 WORKER_PREFIX = "worker-"
 """The name of a worker process in samples is this and its process id."""
 
+SEARCH = "search"
+"""The name of the event of a search's trials, whose own steps are not recorded."""
+
 SYSTEM_COLUMNS = ("timestamp_s", "value", "kind", "name", "dimension", "node")
 TIMELINE_COLUMNS = ("name", "phase", "node", "worker", "thread", "start_us", "duration_us", "step")
 

@@ -81,7 +81,7 @@ class ProfileSession:
 
         `notes` are for the report, one sentence each.
         """
-        told = [*notes, *self.sampler.notes]
+        told = [*notes, *self.sampler.notes, *self.trace.notes]
         if self.spans.num_dropped:
             told.append(f"{self.spans.num_dropped} spans were left out of the timeline: more than it keeps in memory.")
         if told:

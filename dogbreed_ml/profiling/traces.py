@@ -42,6 +42,17 @@ class TraceWindow:
         self._num_begun = 0
         self._profile: Any = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was asked for and not traced, once the training has ended."""
+        if self._num_begun >= self._end or self._end == self._start:
+            return ()
+        traced = f"{self._num_begun - self._start} steps were" if self._num_begun > self._start else "nothing was"
+        return (
+            f"The training had {self._num_begun} steps, and the trace was to be of steps {self._start} to "
+            f"{self._end - 1} (profile.trace_start, profile.trace_steps): {traced} traced.",
+        )
+
     def step(self) -> bool:
         """Whether the window was opened or closed, which takes longer than many a step."""
         number = self._num_begun

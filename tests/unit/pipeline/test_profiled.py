@@ -1,6 +1,7 @@
 """A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -35,15 +36,17 @@ from dogbreed_ml.pipeline.profiled import (
     AS_RECORDED,
     PROFILES_DIR,
     TENSORS_DIR,
+    RunProfiler,
     judge_source,
     profile,
     profiled_run,
 )
+from dogbreed_ml.pipeline.stages import run_epochs
 from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, images_per_s, suggest
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.formats import Event
 from dogbreed_ml.profiling.rules import RULES
-from dogbreed_ml.profiling.session import judge_folder
+from dogbreed_ml.profiling.session import judge_folder, profiled
 from dogbreed_ml.profiling.timeline import TimelineRecorder
 from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName
 from dogbreed_ml.spans import NO_SPANS
@@ -163,7 +166,44 @@ def test_a_run_is_judged_again_by_its_id_with_other_parameters(context: Context,
     by_rule = {verdict.rule: verdict for verdict in summary.verdicts}
     assert by_rule["MaxInitializationTime"].status == "IssuesFound"
     assert summary.figures["profiler/num_steps"] == 12
+    # The run's own report is by its own parameters.
+    own_dir = context.project_dir / PROFILES_DIR / run_id / ARTIFACT_DIR
     assert Path(summary.report_path).is_file()
+    assert not Path(summary.report_path).is_relative_to(own_dir)
+    own = json.loads((own_dir / "profiler-output/profiler-reports/MaxInitializationTime.json").read_text())
+    assert own["RuleTriggered"] == 0
+
+
+def test_folders_of_one_name_are_judged_beside_each_other(context: Context, tmp_path: Path) -> None:
+    reports = set()
+    for name in "ab":
+        write_machine(tmp_path / name / "profiler-output", cpus={"cpu0": [50.0] * 20})
+        report_path = Path(judge_source(str(tmp_path / name / "profiler-output"), CONFIG, context=context).report_path)
+        (report_path.parent / "left.json").touch()
+        reports.add(report_path)
+    assert len(reports) == 2
+    judge_source(str(tmp_path / "a" / "profiler-output"), CONFIG, context=context)
+    assert sorted(path.is_file() for path in (each.parent / "left.json" for each in reports)) == [False, True]
+
+
+def test_a_search_is_one_event_of_the_loop_and_its_trials_are_no_steps(context: Context, tmp_path: Path) -> None:
+    splits = load_splits(CONFIG.data, project_dir=context.project_dir)
+    with profiled(tmp_path, CONFIG.profile) as session:
+        profiler = RunProfiler(CONFIG.profile, session, tmp_path)
+        bench = Workbench(splits, context.project_dir, torch.device("cpu"), spans=profiler.spans)
+        feeds = bench.feeds(CONFIG)
+        with profiler.search(bench):
+            for _ in range(2):
+                list(run_epochs(bench, CONFIG, bench.model(CONFIG), feeds.train, valid=feeds.valid))
+        list(run_epochs(bench, CONFIG, bench.model(CONFIG), feeds.train, valid=feeds.valid))
+    found = session.judge()
+    assert found.figures["profiler/num_steps"] == CONFIG.train.num_epochs * math.ceil(len(splits.train) / 4)
+    timeline = found.recording.timeline
+    ((start_us, duration_us),) = timeline.frame.loc[
+        timeline.frame["name"] == "search", ["start_us", "duration_us"]
+    ].to_numpy()
+    assert found.figures["profiler/initialization_s"] == pytest.approx(start_us / 1e6 - found.recording.start_s)
+    assert found.figures["profiler/training_loop_s"] > duration_us / 1e6
 
 
 def test_a_sagemaker_jobs_folder_is_judged_and_left_as_it_is(context: Context, tmp_path: Path) -> None:
@@ -239,7 +279,7 @@ def test_without_its_tensors_a_run_keeps_its_tensor_verdicts(
     strict = replace(CONFIG, profile=ProfileConfig(rules={"VanishingGradient_threshold": 1000}))
     here = {verdict.rule: verdict for verdict in judge_source(failed_run_id, CONFIG, context=context).verdicts}
     # The second time reads what the first time left.
-    for source in (failed_run_id, str(tmp_path / PROFILES_DIR / failed_run_id)):
+    for source in (failed_run_id, str(tmp_path / PROFILES_DIR / f"from-{failed_run_id}")):
         summary = judge_source(source, strict, context=there)
         verdicts = {verdict.rule: verdict for verdict in summary.verdicts}
         assert tuple(verdicts) == (*RULES, *TENSOR_RULES)
@@ -359,7 +399,15 @@ def test_train_and_tune_profile_on_request(tmp_path: Path) -> None:
     trained = train(config, context=context)
     tuned = tune(replace(config, search=replace(config.search, num_trials=2)), context=context)
     client = mlflow.MlflowClient(context.tracking_uri)
+    splits = load_splits(config.data, project_dir=tmp_path)
+    assert config.search.refit == "train_valid"
+    # Once on train, for the temperature, and once on both.
+    refits = (len(splits.train), len(splits.train) + len(splits.valid))
     # Of a search they are the refit's steps; its trials are judged by their epochs.
+    metrics = client.get_run(tuned.parent_run_id).data.metrics
+    num_epochs = len(client.get_metric_history(tuned.parent_run_id, "train/loss"))
+    num_steps = sum(math.ceil(each / tuned.best_params.get("train.batch_size", 4)) for each in refits)
+    assert metrics["profiler/num_steps"] == num_epochs * num_steps
     for run_id in (trained.run_id, tuned.parent_run_id):
         run = client.get_run(run_id)
         assert {f"profiler.{rule}" for rule in RULES} <= set(run.data.tags)
@@ -374,8 +422,11 @@ def test_train_and_tune_profile_on_request(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("run_id")
 def test_a_source_that_is_nothing_is_refused(context: Context) -> None:
-    with pytest.raises(ProfileError, match="--from must be a folder, s3://bucket/prefix or the id of a run, got 'nix'"):
-        judge_source("nix", CONFIG, context=context)
+    (context.project_dir / "plain.txt").touch()
+    for source in ("nix", "./missing", str(context.project_dir / "plain.txt"), "0" * 32):
+        message = f"--from must be a folder, s3://bucket/prefix or the id of a run, got '{source}'"
+        with pytest.raises(ProfileError, match=re.escape(message)):
+            judge_source(source, CONFIG, context=context)
 
 
 def test_without_profile_enabled_a_run_is_left_alone(context: Context) -> None:

@@ -22,7 +22,7 @@ from dogbreed_ml.profiling import traces as traces_module
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.sampler import SystemSampler
-from dogbreed_ml.profiling.session import RAW_DIR, TRACE_DIR, ProfileSession, judge_folder, profiled
+from dogbreed_ml.profiling.session import NOTES_FILE, RAW_DIR, TRACE_DIR, ProfileSession, judge_folder, profiled
 from dogbreed_ml.profiling.timeline import Clock
 from dogbreed_ml.profiling.traces import OPERATORS_FILE, TRACE_FILE, load_operators
 from dogbreed_ml.profiling.verdicts import Verdict
@@ -201,9 +201,12 @@ def test_the_trace_window_covers_its_steps_alone(tmp_path: Path) -> None:
     profile = session.judge()
     assert profile.trace_path == tmp_path / TRACE_DIR / TRACE_FILE
     assert '"traceEvents"' in profile.trace_path.read_text()
+    parts = ("data_wait", "transfer", "forward", "backward", "optimizer")
+    assert sum(profile.figures[f"profiler/{part}_share"] for part in parts) <= 1.0
     by_name = {each.name: each for each in profile.operators}
     # One linear layer, forward and backward, in each of three steps.
     assert by_name["aten::addmm"].num_calls == 3
+    assert not (tmp_path / NOTES_FILE).exists()
     assert all(each.self_cpu_ms <= each.cpu_ms + 1e-6 for each in profile.operators)
     assert load_operators(tmp_path / TRACE_DIR / OPERATORS_FILE) == profile.operators
 
@@ -214,12 +217,15 @@ def test_a_training_that_ends_within_the_trace_window_ends_it(tmp_path: Path) ->
     calls = {each.name: each.num_calls for each in session.judge().operators}
     # Two training steps, and the evaluation after them.
     assert calls["aten::addmm"] == 3
+    assert "2 steps were traced" in (tmp_path / NOTES_FILE).read_text()
 
 
 def test_a_trace_window_after_the_training_traces_nothing(tmp_path: Path) -> None:
     with profiled(tmp_path, ProfileConfig(trace_start=1000, trace_steps=5)) as session:
         train(session)
     assert session.judge().operators == ()
+    assert "The training had 12 steps" in (tmp_path / NOTES_FILE).read_text()
+    assert "to be of steps 1000 to 1004" in (tmp_path / NOTES_FILE).read_text()
 
 
 def test_sagemakers_files_are_judged_without_a_training(tmp_path: Path) -> None:
