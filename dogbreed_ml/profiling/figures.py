@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from dogbreed_ml.profiling.looprules import data_wait_share, job_summary, step_figures
+from dogbreed_ml.profiling.looprules import data_wait_share, job_summary, phase_shares, step_figures
 from dogbreed_ml.profiling.recordings import Recording
 
 PREFIX: Final = "profiler/"
@@ -34,8 +34,8 @@ def _loop_figures(recording: Recording) -> dict[str, float]:
         steps = step_figures(durations)
         figures |= {f"step_{name}_ms": steps[f"{name}_ms"] for name in ("p50", "p95", "mean")}
         figures["num_steps"] = float(len(durations))
-        total_s = float(durations.sum()) / 1e3
-        figures |= {f"{name}_share": seconds[name] / total_s for name in _PHASES if name in seconds and total_s > 0}
+        shares = phase_shares(timeline)
+        figures |= {f"{name}_share": shares[name] for name in _PHASES if name in shares}
     share = data_wait_share(recording)
     if share is not None:
         figures["data_wait_share"] = share

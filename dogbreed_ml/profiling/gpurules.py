@@ -188,7 +188,8 @@ def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdi
     kind, groups = _balanced_series(recording)
     comparable = [sorted(map(len, group.values()))[-2] for group in groups if len(group) > 1]
     if not comparable:
-        few = f"{NO_GPU}, and no two processes that load one split" if kind == "worker" else "one GPU has nothing to balance"
+        without = f"{NO_GPU}, and no two loader processes of one split"
+        few = without if kind == "worker" else "one GPU has nothing to balance"
         return not_applicable("LoadBalancing", few)
     if missing := shortness(max(comparable), parameters):
         return not_applicable("LoadBalancing", missing, datapoints=max(comparable))

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from dogbreed_ml.profiling.recordings import SEARCH, Recording
+from dogbreed_ml.profiling.recordings import SEARCH, Recording, Timeline
 from dogbreed_ml.profiling.verdicts import MAX_EVIDENCE, Evidence, Verdict, not_applicable
 
 MAX_DATA_WAIT_SHARE: Final = 0.5
@@ -201,16 +201,36 @@ def data_wait_share(recording: Recording) -> float | None:
     return None if waits is None else waits[1]
 
 
+def phase_shares(timeline: Timeline) -> dict[str, float]:
+    """Share of the steps' time by phase, of the modes within whose steps it begins; without the phases that begin
+    within none."""
+    inside: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    for mode in timeline.modes:
+        total_us = float(timeline.steps(mode)["duration_us"].sum())
+        for name, spent_us in timeline.parts(mode).groupby("name", observed=True)["duration_us"].sum().items():
+            inside[str(name)] = inside.get(str(name), 0.0) + float(spent_us)
+            whole[str(name)] = whole.get(str(name), 0.0) + total_us
+    return {name: inside[name] / total_us for name, total_us in whole.items() if total_us > 0}
+
+
 def _data_waits(recording: Recording) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float, list[Evidence]] | None:
-    """Waits in ms, their share of the steps' time, and the longest as evidence."""
-    frame = recording.timeline.frame
-    names = pd.Index(frame["name"].cat.categories).union(frame["phase"].cat.categories)
-    matching = list(names[names.str.contains(_DATA_WAITS)]) if len(names) else []
-    waits = frame[frame["name"].isin(matching) | frame["phase"].isin(matching)]
-    modes = [mode for mode in recording.timeline.modes if mode != "EVAL"]
-    if waits.empty or not modes:
+    """Waits in ms, their share of the steps' time, and the longest as evidence.
+
+    Waits within steps where there are such: the last one of an epoch, which finds the data at its end, belongs to none.
+    A step of smdebug's hook begins with the forward pass, and the wait before it is not in it: its time is added.
+    """
+    timeline = recording.timeline
+    modes = [mode for mode in timeline.modes if mode != "EVAL"]
+    if not modes:
         return None
-    total = sum(int(recording.timeline.steps(mode)["duration_us"].sum()) for mode in modes)
+    total = sum(int(timeline.steps(mode)["duration_us"].sum()) for mode in modes)
+    waits = pd.concat([_waits_of(timeline.parts(mode)) for mode in modes])
+    if waits.empty:
+        waits = _waits_of(timeline.phases())
+        total += int(waits["duration_us"].sum())
+    if waits.empty:
+        return None
     worst = [
         Evidence(
             row["start_us"] / 1e6, (row["start_us"] + row["duration_us"]) / 1e6, f"{row['worker']} step {row['step']}",
@@ -218,9 +238,14 @@ def _data_waits(recording: Recording) -> tuple[np.ndarray[Any, np.dtype[np.float
         )
         for row in records(waits.nlargest(3, "duration_us"))
     ]  # fmt: skip
-    # The last wait of an epoch, which finds the data at its end, belongs to no step.
     share = min(1.0, float(waits["duration_us"].sum()) / max(1, total))
     return waits["duration_us"].to_numpy() / 1e3, share, worst
+
+
+def _waits_of(events: pd.DataFrame) -> pd.DataFrame:
+    names = pd.Index(events["name"].cat.categories).union(events["phase"].cat.categories)
+    matching = list(names[names.str.contains(_DATA_WAITS)]) if len(names) else []
+    return events[events["name"].isin(matching) | events["phase"].isin(matching)]
 
 
 def _num_cores(recording: Recording) -> int:
@@ -249,8 +274,8 @@ def overall_system_usage(recording: Recording, parameters: Mapping[str, Any]) ->
 def overall_framework_metrics(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
     """Aggregates, and cannot trigger.
 
-    details: modes -> figures of a step as in step_figures and total_s; phases -> name -> total_s, share (of all
-    training and evaluation steps' time), figures.
+    details: modes -> figures of a step as in step_figures and total_s; phases -> name -> total_s, share (as in
+    phase_shares, null outside steps), figures.
     """
     timeline = recording.timeline
     if timeline.frame.empty:
@@ -259,14 +284,13 @@ def overall_framework_metrics(recording: Recording, parameters: Mapping[str, Any
     for mode in timeline.modes:
         durations = timeline.steps(mode)["duration_us"].to_numpy() / 1e3
         modes[mode] = step_figures(durations) | {"total_s": float(durations.sum() / 1e3)}
-    loop_s = sum(each["total_s"] for each in modes.values())
+    shares = phase_shares(timeline)
     phases: dict[str, Any] = {}
     for name, values in timeline.phases().groupby("name", observed=True)["duration_us"]:
         durations = values.to_numpy() / 1e3
-        total_s = float(durations.sum() / 1e3)
         phases[str(name)] = {
-            "total_s": total_s,
-            "share": total_s / loop_s if loop_s else None,
+            "total_s": float(durations.sum() / 1e3),
+            "share": shares.get(str(name)),
             **step_figures(durations),
         }
     return Verdict(

@@ -119,9 +119,9 @@ def step_series_figure(timeline: Timeline, outliers: Mapping[str, list[dict[str,
     figure = go.Figure()
     for color, mode in zip(_COLORS, timeline.modes, strict=False):
         steps = timeline.steps(mode)
-        bins = _step_bins(len(steps), MAX_BINS)
-        longest = (steps["duration_us"] / 1e3).groupby(bins).max()
-        first = steps["step"].groupby(bins).first()
+        bins = _step_bins(steps["step"], MAX_BINS)
+        longest = (steps["duration_us"] / 1e3).groupby(steps["step"].map(bins)).max()
+        first = _first_steps(bins)
         figure.add_scatter(x=first, y=longest, mode="lines", name=mode, line={"color": color, "width": 1.5})
         found = outliers.get(mode, [])
         if found:
@@ -141,23 +141,20 @@ def step_series_figure(timeline: Timeline, outliers: Mapping[str, list[dict[str,
 
 
 def step_parts_figure(timeline: Timeline) -> go.Figure | None:
-    """Where a training step's time goes: mean milliseconds of each phase, over the steps; what is left is `other`."""
+    """Where a training step's time goes: mean milliseconds of each phase, over the steps and the workers; what is left
+    is `other`."""
     mode = next((mode for mode in timeline.modes if mode != "EVAL"), None)
     if mode is None:
         return None
-    steps = timeline.steps(mode)
-    phases = timeline.phases()
-    inside = phases[(phases["step"] >= 0) & phases["name"].isin(_phase_names(phases))]
-    if inside.empty:
+    steps, parts = timeline.steps(mode), timeline.parts(mode)
+    parts = parts[parts["name"].isin(_phase_names(parts))]
+    if parts.empty:
         return None
-    numbers = steps["step"].to_numpy()
-    bins = pd.Series(_step_bins(len(steps), MAX_STEP_BINS), index=numbers)
-    bins = bins[~bins.index.duplicated()]
-    first = pd.Series(numbers).groupby(_step_bins(len(steps), MAX_STEP_BINS)).first()
-    total = (steps["duration_us"] / 1e3).groupby(_step_bins(len(steps), MAX_STEP_BINS)).mean()
-    counts = bins.value_counts()
+    bins = _step_bins(steps["step"], MAX_STEP_BINS)
+    by_bin = (steps["duration_us"] / 1e3).groupby(steps["step"].map(bins))
+    first, total, counts = _first_steps(bins), by_bin.mean(), by_bin.size()
     figure, used = go.Figure(), 0.0 * total
-    for color, (name, events) in zip(_COLORS, inside.groupby("name", observed=True), strict=False):
+    for color, (name, events) in zip(_COLORS, parts.groupby("name", observed=True), strict=False):
         own = events["step"].map(bins)
         mean = ((events["duration_us"] / 1e3).groupby(own).sum() / counts).reindex(total.index).fillna(0.0)
         used = used + mean
@@ -199,18 +196,23 @@ def all_figures(recording: Recording, details: Mapping[str, Mapping[str, Any]]) 
     }
 
 
-def _phase_names(phases: pd.DataFrame) -> list[str]:
+def _phase_names(parts: pd.DataFrame) -> list[str]:
     """Ours where they were recorded, else the names that took longest."""
-    known = [name for name in _STEP_PHASES if (phases["name"] == name).any()]
+    known = [name for name in _STEP_PHASES if (parts["name"] == name).any()]
     if known:
         return known
-    inside = phases[phases["step"] >= 0]
-    return [str(each) for each in inside.groupby("name", observed=True)["duration_us"].sum().nlargest(6).index]
+    return [str(each) for each in parts.groupby("name", observed=True)["duration_us"].sum().nlargest(6).index]
 
 
-def _step_bins(num: int, most: int) -> Any:
-    """The bin of each of `num` steps, at most `most` bins of equal size."""
-    return np.arange(num) * min(num, most) // max(num, 1)
+def _step_bins(numbers: "pd.Series[int]", most: int) -> "pd.Series[int]":
+    """The bin of each step by its number, which several workers may share; at most `most` bins of equal size."""
+    unique = np.unique(numbers)
+    return pd.Series(np.arange(len(unique)) * min(len(unique), most) // max(len(unique), 1), index=unique)
+
+
+def _first_steps(bins: "pd.Series[int]") -> "pd.Series[int]":
+    """The number of the first step of each bin."""
+    return bins.index.to_series().groupby(bins).first()
 
 
 def _num_bins(samples: pd.DataFrame) -> int:

@@ -107,6 +107,23 @@ class Timeline:
         """Every event that is no step."""
         return self.frame[~_is_step(self.frame)]
 
+    def parts(self, mode: str) -> pd.DataFrame:
+        """The events, none of them a step, that begin within a step of a mode and of their own worker, by start; `step`
+        is that step's number.
+
+        Not by the events' own numbers: those of what happens between steps are the last step's.
+        """
+        steps, phases = self.steps(mode), self.phases()
+        found = [phases.head(0)]
+        for worker, own in steps.groupby("worker", observed=True):
+            events = phases[phases["worker"] == worker]
+            starts = events["start_us"].to_numpy()
+            place = np.searchsorted(own["start_us"].to_numpy(), starts, side="right") - 1
+            ends = (own["start_us"] + own["duration_us"]).to_numpy()
+            inside = (place >= 0) & (starts < ends[place])
+            found.append(events[inside].assign(step=own["step"].to_numpy()[place[inside]]))
+        return pd.concat(found).sort_index()
+
     @property
     def workers(self) -> tuple[str, ...]:
         return tuple(sorted(str(worker) for worker in self.frame["worker"].unique()))

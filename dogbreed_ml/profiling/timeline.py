@@ -100,7 +100,8 @@ class TimelineRecorder:
         for code, thread, start, end in _rows(numbers):
             while step is not None and step.start <= start:
                 last[step.mode] = step.number
-                yield self._event(f"{STEP_PREFIX}{step.mode}", 0, step.start, step.end, step.number)
+                if not step.is_traced:
+                    yield self._event(f"{STEP_PREFIX}{step.mode}", 0, step.start, step.end, step.number)
                 step = next(steps, None)
             name = names[code]
             number = last[_STEP_PARTS.get(name, "TRAIN")]
@@ -150,6 +151,8 @@ class _Step(NamedTuple):
     """Counts on over epochs, as smdebug has it."""
     start: int
     end: int
+    is_traced: bool
+    """The trace window was opened or closed within it, so that it is left out."""
 
 
 def _rows(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
@@ -164,27 +167,26 @@ def _steps(numbers: NDArray[np.int64], names: Sequence[str], loop_thread: int) -
     begun: dict[Mode, tuple[int, int]] = {}
     """Start of the open step and end of its last part."""
     found: list[_Step] = []
-    traced: set[int] = set()
-    """Training steps within which the trace window was opened or closed."""
+    traced: set[tuple[Mode, int]] = set()
     for code, thread, start, end in _rows(numbers):
         name = names[code]
         if name == TRACE:
-            traced.add(counts["TRAIN"])
+            traced.add(("TRAIN", counts["TRAIN"]))
         mode = _STEP_PARTS.get(name)
         if mode is None or thread != loop_thread:
             continue
+        number = counts[mode]
         if name in _STEP_STARTS:
             if mode in begun and begun[mode][1] > 0:
-                found.append(_Step(mode, counts[mode], begun[mode][0], start))
+                found.append(_Step(mode, number, begun[mode][0], start, (mode, number) in traced))
                 counts[mode] += 1
             begun[mode] = (start, 0)
         elif mode in begun:
             begun[mode] = (begun[mode][0], end)
     for mode, (start, end) in begun.items():
         if end > 0:
-            found.append(_Step(mode, counts[mode], start, end))
-    own = (step for step in found if step.mode == "EVAL" or step.number not in traced)
-    return iter(sorted(own, key=lambda step: step.start))
+            found.append(_Step(mode, counts[mode], start, end, (mode, counts[mode]) in traced))
+    return iter(sorted(found, key=lambda step: step.start))
 
 
 class _ThreadNumbers:

@@ -257,6 +257,18 @@ def test_step_parts_add_up_to_the_steps(recording: Recording) -> None:
     assert sum(each.sum() for each in parts.values()) == pytest.approx(99 * 200 + 5000)
 
 
+def test_step_parts_are_the_mean_of_several_workers(tmp_path: Path) -> None:
+    train = steps([100_000] * 20)
+    forwards = [{**each, "phase": "forward", "name": "forward", "dur": 60_000} for each in train]
+    for worker in ("11-algo-1", "12-algo-1"):
+        write_trace(tmp_path, [*train, *forwards], worker=worker)
+    figure = plots.step_parts_figure(read_recording(tmp_path).timeline)
+    assert figure is not None
+    for bar, height in zip(figure.data, (60, 40), strict=True):
+        assert list(bar.x) == list(range(20))
+        assert list(bar.y) == pytest.approx([height] * 20), bar.name
+
+
 def test_step_series_marks_the_outliers(recording: Recording) -> None:
     details = {verdict.rule: verdict.details for verdict in judge(recording)}
     figure = plots.all_figures(recording, details)["step-series"]

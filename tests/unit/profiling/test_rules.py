@@ -10,6 +10,7 @@ from profilerfiles import INTERVAL_S, START_S, steps, write_machine, write_sampl
 from smdebug_rulesconfig.profiler_rules import rules as rule_configs
 
 from dogbreed_ml.errors import ProfileError
+from dogbreed_ml.profiling.figures import profile_figures
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import Recording, Timeline
 from dogbreed_ml.profiling.rules import RULES, judge, profiler_report
@@ -237,7 +238,7 @@ def test_load_balancing_compares_the_workers_of_one_split(tmp_path: Path, idle_s
 def test_load_balancing_compares_no_processes_of_which_nobody_knows_what_they_do(tmp_path: Path) -> None:
     write_workers(tmp_path, {98: 0.0, 99: 95.0}, {})
     verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
-    assert verdict.reason == "not applicable: no GPU, and no two processes that load one split"
+    assert verdict.reason == "not applicable: no GPU, and no two loader processes of one split"
 
 
 def test_load_balancing_has_nothing_to_say_of_one_gpu(tmp_path: Path) -> None:
@@ -323,6 +324,37 @@ def test_dataloader_knows_steps_that_wait(tmp_path: Path, name: str, waited_us: 
     verdict = one(tmp_path, rule_configs.Dataloader())
     assert verdict.status == status
     assert verdict.details["data_wait_share"] == pytest.approx(waited_us / 1000)
+
+
+def test_dataloader_knows_the_waits_between_the_steps_of_smdebugs_hook(tmp_path: Path) -> None:
+    # 1,000 us of waiting, and then a step of 3,000.
+    waits = [{"phase": "data_wait", "name": "data_wait", "ts": i * 4000, "dur": 1000} for i in range(10)]
+    train = [
+        {"phase": each["phase"], "name": each["name"], "ts": i * 4000 + 1000, "dur": 3000, "args": each["args"]}
+        for i, each in enumerate(steps([3000] * 10))
+    ]
+    write_trace(tmp_path, [*waits, *train])
+    verdict = one(tmp_path, rule_configs.Dataloader())
+    assert (verdict.status, verdict.details["data_wait_share"]) == ("NoIssuesFound", 0.25)
+
+
+def test_phases_have_a_share_of_the_steps_in_which_they_lie(tmp_path: Path) -> None:
+    parts = [
+        {"phase": name, "name": name, "ts": ts, "dur": dur, "args": {"step_num": "0"}}
+        for name, ts, dur in (
+            *(("features", 0, 9000), ("forward", 10_000, 600), ("forward", 11_000, 300)),
+            # The wait that finds the data at its end, and an evaluation of one step.
+            *(("data_wait", 10_600, 100), ("data_wait", 12_000, 5000), ("evaluation", 17_000, 1000)),
+            ("evaluation/forward", 17_100, 250),
+        )
+    ]
+    write_trace(tmp_path, [*steps([1000] * 2, first_ts=10_000), *steps([500], mode="EVAL", first_ts=17_100), *parts])
+    recording = read_recording(tmp_path)
+    shares = {name: each["share"] for name, each in judge(recording)[-1].details["phases"].items()}
+    inside = {"forward": 0.45, "data_wait": 0.05, "evaluation/forward": 0.5}
+    assert shares == {"features": None, "evaluation": None, **inside}
+    figures = profile_figures(recording)
+    assert (figures["profiler/forward_share"], figures["profiler/data_wait_share"]) == (0.45, 0.05)
 
 
 def test_overall_rules_aggregate_and_never_trigger(tmp_path: Path) -> None:

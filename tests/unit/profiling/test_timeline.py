@@ -106,15 +106,22 @@ def test_on_step_is_told_of_training_steps_alone() -> None:
     assert len(told) == 3
 
 
-def test_steps_in_which_the_trace_window_moved_are_left_out() -> None:
+def test_steps_in_which_the_trace_window_moved_are_left_out_and_their_parts_count_for_no_other(tmp_path: Path) -> None:
     moves = iter([False, True, False, False, True, False])
     recorder = TimelineRecorder(on_step=lambda: next(moves))
     record_epoch(recorder, num_steps=6, num_eval_steps=2)
-    steps: dict[str, list[int]] = {"TRAIN": [], "EVAL": []}
-    for event in recorder.events():
-        if event.name.startswith("Step:ModeKeys."):
-            steps[event.name.removeprefix("Step:ModeKeys.")].append(event.step)
-    assert steps == {"TRAIN": [0, 2, 3, 5], "EVAL": [0, 1]}
+    recorder.write(tmp_path)
+    timeline = read_timeline(tmp_path)
+    assert {mode: timeline.steps(mode)["step"].tolist() for mode in timeline.modes} == {
+        "TRAIN": [0, 2, 3, 5],
+        "EVAL": [0, 1],
+    }
+    parts = timeline.parts("TRAIN")
+    # Without the wait that found the data at its end.
+    assert parts["step"].tolist() == [step for step in (0, 2, 3, 5) for _ in STEP_PARTS]
+    assert list(map(str, parts["name"])) == 4 * list(STEP_PARTS)
+    left_out = timeline.phases().drop(parts.index)
+    assert left_out.loc[left_out["name"] == "forward", "step"].tolist() == [1, 4]
 
 
 def test_nothing_recorded_writes_no_file(tmp_path: Path) -> None:
