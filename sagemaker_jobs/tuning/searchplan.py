@@ -1,13 +1,15 @@
 """What a search sends to SageMaker, and with --dry-run all that is done: the requests, and what they would cost."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.config import ExperimentConfig, to_dict
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.pipeline.tune import check_search
@@ -25,6 +27,7 @@ from sagemaker_jobs.training.training_request import training_job_request
 from sagemaker_jobs.tuning.featurechannel import FEATURES_KEY, UNKNOWN_KEY, render_channel
 from sagemaker_jobs.tuning.featurejob import planned_feature_job, tables_uri
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
+from sagemaker_jobs.tuning.tuningstatus import DATA_TAG, SEARCH_TAG
 from sagemaker_jobs.tuning.warmstart import Source
 
 logger = logging.getLogger(__name__)
@@ -68,7 +71,12 @@ def plan(
             inputs = replace(inputs, channels=(*inputs.channels, render_channel(uri)))
         name = search_name(config)
         requests["CreateHyperParameterTuningJob"] = search_request(
-            config, context=context, name=name, inputs=inputs, role_arn=placement.role_arn, region=placement.region
+            config,
+            name=name,
+            inputs=inputs,
+            role_arn=placement.role_arn,
+            region=placement.region,
+            tags=search_tags(config, splits.fingerprint, context=context),
         )
         if source.job_names:
             logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
@@ -88,19 +96,29 @@ def plan(
 def search_request(
     config: ExperimentConfig,
     *,
-    context: Context,
     name: str,
     inputs: JobInputs,
     role_arn: str,
     region: str,
+    tags: Mapping[str, str],
     parents: Sequence[Job] = (),
 ) -> dict[str, Any]:
     """CreateHyperParameterTuningJob; `parents` are the descriptions of the tuning jobs to start from."""
-    commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
-    tags = {"dogbreed:verb": VERB, "dogbreed:config": config_key(config)}
-    tags |= {"dogbreed:commit": commit} if commit else {}
     training = training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
     return tuning_job_request(config, name=name, training=training, parents=parents)
+
+
+def search_tags(config: ExperimentConfig, fingerprint: str, *, context: Context) -> dict[str, str]:
+    """Of a tuning job: among them what --attach knows the same search by, wherever its photographs lie."""
+    values = to_dict(config)
+    decisive = {section: values[section] for section in ("model", "train", "search")}
+    # The fingerprint is of files and splits, before they are cut.
+    decisive["data"] = {leaf: values["data"][leaf] for leaf in ("image_size", "crop_share")}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    commit = git_tags(context.project_dir).get("mlflow.source.git.commit")
+    tags = {"dogbreed:verb": VERB, "dogbreed:config": config_key(config)}
+    tags |= {SEARCH_TAG: digest[:12], DATA_TAG: fingerprint}
+    return tags | ({"dogbreed:commit": commit} if commit else {})
 
 
 def search_name(config: ExperimentConfig) -> str:

@@ -40,9 +40,9 @@ from sagemaker_jobs.tuning.featurechannel import (
 )
 from sagemaker_jobs.tuning.featurejob import channel_uri, compute_features
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
-from sagemaker_jobs.tuning.searchplan import VERB, search_name, search_request
+from sagemaker_jobs.tuning.searchplan import VERB, search_name, search_request, search_tags
 from sagemaker_jobs.tuning.tuningstatus import (
-    check_space,
+    check_attached,
     describe_tuning_job,
     send_tuning_job,
     settle_tuning_job,
@@ -134,7 +134,7 @@ class _Search:
             description = describe_tuning_job(self.aws, attach)
             if description is None:
                 raise ConfigError(f"--attach must name a tuning job of {self.aws.region}; there is no {attach!r}.")
-            check_space(self.config, description)
+            check_attached(self.aws, description, self._tags())
             return attach, description
         launch = self.launch_file.load()
         if launch is None:
@@ -209,13 +209,17 @@ class _Search:
     ) -> dict[str, Any]:
         return search_request(
             config,
-            context=self.context,
             name=name,
             inputs=inputs,
             role_arn=role_arn,
             region=self.aws.region,
+            tags=self._tags(),
             parents=parents,
         )
+
+    def _tags(self) -> dict[str, str]:
+        # Of the config as it was given: neither narrowed by a warm start nor with what this machine made of `auto`.
+        return search_tags(self.config, self.bench.splits.fingerprint, context=self.context)
 
     def _start(
         self,

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
@@ -25,6 +25,15 @@ from sagemaker_jobs.training.launch import Launch, LaunchFile
 
 logger = logging.getLogger(__name__)
 
+SEARCH_TAG: Final = "dogbreed:search"
+"""Of a tuning job: digest of what its config says of data, model, training and search."""
+DATA_TAG: Final = "dogbreed:data"
+"""The fingerprint of its splits."""
+
+_KNOWN_BY = {
+    DATA_TAG: "photographs in its own splits",
+    SEARCH_TAG: "config, sections model, train and search, data.image_size and data.crop_share included",
+}
 _NUMBERED = re.compile(r"-(\d{3,})-[0-9a-zA-Z]+$")
 
 
@@ -147,15 +156,17 @@ def _wait_stopped(aws: Aws, name: str) -> None:
     )
 
 
-def check_space(config: ExperimentConfig, tuning_job: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the tuning job searches other hyperparameters than this config."""
-    ranges = tuning_job["HyperParameterTuningJobConfig"]["ParameterRanges"].values()
-    searched = {each["Name"] for kind in ranges for each in kind}
-    if differing := sorted(searched ^ set(config.search.space)):
-        raise ConfigError(
-            f"The config must be that of the tuning job {tuning_job['HyperParameterTuningJobName']}; only one of the "
-            f"two searches {', '.join(differing)}."
-        )
+def check_attached(aws: Aws, tuning_job: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Raises ConfigError where the tuning job's tags say that it searches other data, or by another config."""
+    name, arn = tuning_job["HyperParameterTuningJobName"], tuning_job["HyperParameterTuningJobArn"]
+    answer = aws.ask(lambda: aws.client("sagemaker").list_tags(ResourceArn=arn), doing=f"read the tags of {name}")
+    theirs = {each["Key"]: each["Value"] for each in answer["Tags"]}
+    for tag, what in _KNOWN_BY.items():
+        if theirs.get(tag) != tags[tag]:
+            raise ConfigError(
+                f"--attach {name} needs that search's own {what}: its tag {tag} is {theirs.get(tag)}, and these give "
+                f"{tags[tag]}."
+            )
 
 
 def tuned_values(config: ExperimentConfig, summary: Mapping[str, Any]) -> dict[str, Any]:

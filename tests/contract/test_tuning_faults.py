@@ -7,7 +7,7 @@ says of it.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from local_jobs import BUCKET, job_request, make_bucket, put_source
 
 from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import ExperimentConfig, FloatDimension, SearchConfig, TrackingConfig
-from dogbreed_ml.errors import CloudError, ConfigError
+from dogbreed_ml.errors import CloudError
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.tracking import ChildRun, Run, Tracker
 from sagemaker_jobs.client import Aws, Clock
@@ -27,7 +27,6 @@ from sagemaker_jobs.training.launch import Launch, LaunchFile
 from sagemaker_jobs.tuning.searchfollower import SearchFollower, TuningJobGoneError
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
 from sagemaker_jobs.tuning.tuningstatus import (
-    check_space,
     describe_tuning_job,
     list_training_jobs,
     send_tuning_job,
@@ -254,15 +253,3 @@ def test_interrupt_before_the_request_arrived_leaves_its_name(bench: Bench, capl
         assert not settle_tuning_job(aws, bench.name, question=lambda _: True, command="dogbreed tune")
     assert bench.launch_file.load() == Launch(bench.name, "us-west-2")
     assert f"The tuning job {bench.name} may go on, and is paid for then" in caplog.text
-
-
-def test_attaching_with_another_search_is_refused_before_anything_is_recorded(bench: Bench) -> None:
-    bench.send(OPTIMIST)
-    other = replace(CONFIG, search=replace(CONFIG.search, space={"train.weight_decay": FloatDimension(low=0, high=1)}))
-    with bench.aws() as aws:
-        job = describe_tuning_job(aws, bench.name)
-    assert job is not None
-    check_space(CONFIG, job)
-    with pytest.raises(ConfigError, match="only one of the two searches train.lr, train.weight_decay"):
-        check_space(other, job)
-    bench.wait_ended()

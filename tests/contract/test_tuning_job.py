@@ -432,7 +432,7 @@ def test_feature_job_that_was_on_its_way_is_sent_again_under_its_name(
     assert feature_jobs.names() == [name]
 
 
-def test_search_whose_store_is_away_says_that_its_job_goes_on(
+def test_search_whose_store_is_away_says_that_its_job_goes_on_and_another_search_takes_no_part_in_it(
     caller: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def away(*_: Any, **__: Any) -> Any:
@@ -445,6 +445,14 @@ def test_search_whose_store_is_away_says_that_its_job_goes_on(
         caller.tune()
     (name,) = set(caller.tuning_jobs()) - before
     assert f"The tuning job {name} goes on and is paid for. To come back to it: dogbreed tune." in caplog.text
+
+    other = {"photographs": {"data.num_per_breed": 11}, "config": {"train.num_epochs": 7}}
+    with caller.tracker() as tracker:
+        runs = [run.info.run_id for run in tracker.search_runs("dogs", "")]
+        for named, values in other.items():
+            with pytest.raises(ConfigError, match=f"--attach {name} needs that search's own {named}"):
+                caller.tune(with_values(CONFIG, values), attach=name)
+        assert [run.info.run_id for run in tracker.search_runs("dogs", "")] == runs
     caller.server.tuning.stop_hyper_parameter_tuning_job({"HyperParameterTuningJobName": name})
 
 

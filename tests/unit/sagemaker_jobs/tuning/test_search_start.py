@@ -7,13 +7,16 @@ import pytest
 
 from dogbreed_ml.arguments import parse
 from dogbreed_ml.cli import main
-from dogbreed_ml.config import DataConfig, ExperimentConfig, FeaturesConfig, ModelConfig, TrainConfig
+from dogbreed_ml.config import DataConfig, ExperimentConfig, FeaturesConfig, ModelConfig, TrainConfig, with_values
+from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.options import TuneOptions
 from dogbreed_ml.workbench import Workbench
 from sagemaker_jobs.tuning.featurechannel import FeatureChannel
 from sagemaker_jobs.tuning.featurejob import channel_uri, features_config
+from sagemaker_jobs.tuning.searchplan import search_tags
+from sagemaker_jobs.tuning.tuningstatus import DATA_TAG, SEARCH_TAG
 from sagemaker_jobs.tuning.warmstart import Source
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
@@ -92,6 +95,22 @@ def test_features_depend_on_nothing_that_a_search_varies_but_views() -> None:
 
     assert of(lr=0.5, num_epochs=9) == of()
     assert of(augmentation="flip", num_views=2) != of()
+
+
+def test_search_is_known_by_its_results_and_not_by_where_things_lie(tmp_path: Path) -> None:
+    def digest(**values: Any) -> str:
+        named = {name.replace("__", "."): value for name, value in values.items()}
+        return search_tags(with_values(CONFIG, named), "0a1b", context=Context(tmp_path))[SEARCH_TAG]
+
+    assert search_tags(CONFIG, "0a1b", context=Context(tmp_path))[DATA_TAG] == "0a1b"
+    assert digest(data__dir="elsewhere", sagemaker__bucket="kennel", features__dir="there") == digest()
+    differing = [
+        digest(train__num_epochs=7),
+        digest(data__image_size=96),
+        digest(model__trainable="layer4"),
+        digest(search__num_trials=3),
+    ]
+    assert len({digest(), *differing}) == 5
 
 
 def test_channel_of_a_tuning_job_is_found_in_its_description() -> None:
