@@ -5,6 +5,7 @@ line and no more, and the recording's notes say so; a file damaged elsewhere rai
 """
 
 import json
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,10 @@ _CLOCK_JUMP_S = 1.0
 _MAX_GAP_S = 60.0
 _MAX_GAP_INTERVALS = 20
 _SEPARATORS = re.compile(r"[\s,\[\]]*")
+_NEXT_OBJECT = re.compile(r"[^:\s]\s*\{\s*\"")
+"""One that is no other's value."""
+_MAX_TIME_S = 4e9
+"""In 2096; what is later is in another unit, or damaged."""
 
 
 def read_recording(root: Path) -> Recording:
@@ -57,7 +62,7 @@ def read_system(root: Path) -> SystemSamples:
         for place, sample in _objects(path, notes):
             try:
                 key = (str(sample["Type"]), str(sample.get("Name")), str(sample["Dimension"]), str(sample["NodeId"]))
-                time, value = float(sample["Timestamp"]), _number(sample["Value"])
+                time, value = _time(float(sample["Timestamp"])), _value(sample["Value"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ProfileError(f"{path} must hold samples, but {place} lacks one: {error!r}.") from error
             codes.append(series.setdefault(key, len(series)))
@@ -77,9 +82,19 @@ def read_system(root: Path) -> SystemSamples:
     return build_system({**columns, **texts}, tuple(notes))
 
 
-def _number(value: Any) -> float:
+def _value(value: Any) -> float:
     """NaN for null, which some exporters write for a missing value."""
-    return float("nan") if value is None else float(value)
+    number = float("nan") if value is None else float(value)
+    if math.isinf(number):
+        raise ValueError(f"a value must be finite or NaN, got {number}")
+    return number
+
+
+def _time(seconds: float) -> float:
+    # Not "seconds < 0 or seconds > ...": NaN is no time either.
+    if not 0 <= seconds <= _MAX_TIME_S:
+        raise ValueError(f"a time must be seconds since 1970, up to {_MAX_TIME_S:.0f}, got {seconds:.15g}")
+    return seconds
 
 
 def _note_clock(path: Path, times: NDArray[np.float64], notes: list[str]) -> None:
@@ -129,6 +144,7 @@ class _Rows:
         if duration_us < 0:
             self.num_backwards += 1
             return
+        _time(start_us / 1e6), _time((start_us + duration_us) / 1e6)
         self.codes.append(self.texts.setdefault(text, len(self.texts)))
         self.numbers.extend((thread, start_us, duration_us, step))
 
@@ -146,8 +162,8 @@ def _read_events(path: Path, rows: _Rows, node: str, worker: str, notes: list[st
     origin, phases = 0, dict[Any, str]()
     begun: dict[Any, list[Mapping[str, Any]]] = {}
     for place, event in _objects(path, notes):
-        kind = event.get("ph")
         try:
+            kind = event["ph"]
             args = _args(event)
             if kind == "M":
                 origin = int(args.get("start_time_since_epoch_in_micros", origin))
@@ -230,7 +246,11 @@ def _objects(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _judge_rest(path: Path, rest: str, num_read: int, notes: list[str]) -> None:
+    """Only the end of a file may be cut off: where a line or an object follows, something in between is broken."""
     head, newline, after = rest.partition("\n")
+    damage = f"{path} is damaged after item {num_read}, at {head[:60]!r}"
     if newline and after.strip(" \t\r\n,]"):
-        raise ProfileError(f"{path} is damaged after item {num_read}, at {head[:60]!r}; remove that line.")
+        raise ProfileError(f"{damage}; remove that line.")
+    if _NEXT_OBJECT.search(head):
+        raise ProfileError(f"{damage}; it must be a list of whole objects.")
     notes.append(f"{path.name}: the last line is cut off and left out.")

@@ -1,6 +1,7 @@
 """Profiler files read: SageMaker's, and what crashes and clocks make of them."""
 
 import json
+import math
 import tracemalloc
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def test_begin_and_end_events_make_one_event(tmp_path: Path) -> None:
     assert read_timeline(tmp_path).phases()["duration_us"].tolist() == [4]
 
 
+def test_a_trace_with_its_events_in_an_object_is_an_error(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, steps([10]))
+    path.write_text(json.dumps({"traceEvents": json.loads(path.read_text())}))
+    with pytest.raises(ProfileError, match=r"must hold Chrome trace events, but item 1 is none: KeyError\('ph'\)"):
+        read_timeline(tmp_path)
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_trace_may_stand_on_one_line_or_on_many(tmp_path: Path, indent: int | None) -> None:
     path = write_trace(tmp_path, steps(list(range(1, 3000))))
@@ -57,6 +65,18 @@ def test_a_trace_may_stand_on_one_line_or_on_many(tmp_path: Path, indent: int | 
     timeline = read_timeline(tmp_path)
     assert timeline.steps("TRAIN")["duration_us"].tolist() == list(range(1, 3000))
     assert timeline.notes == ()
+
+
+def test_damage_in_the_middle_of_one_line_is_an_error_and_its_end_may_be_cut_off(tmp_path: Path) -> None:
+    path = write_trace(tmp_path, steps([100] * 10))
+    text = json.dumps(json.loads(path.read_text()))
+    before, step, after = text.partition('"step_num": "4"')
+    path.write_text(f'{before}"step_nu{after}')
+    with pytest.raises(ProfileError, match=r"is damaged after item 8, at '\{\"name\": \"Step.*; it must be a list"):
+        read_timeline(tmp_path)
+    path.write_text(before + step)
+    timeline = read_timeline(tmp_path)
+    assert (len(timeline.frame), len(timeline.notes)) == (4, 1)
 
 
 @pytest.mark.parametrize("num_chars", [1, 20, 60])
@@ -104,6 +124,27 @@ def test_objects_that_are_no_samples_are_an_error(tmp_path: Path) -> None:
         read_system(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("Timestamp", START_S * 1000, "up to 4000000000, got 1591160700000"),
+        ("Timestamp", -1.0, "got -1"),
+        ("Timestamp", math.nan, "got nan"),
+        ("Value", math.inf, "finite or NaN, got inf"),
+    ],
+)
+def test_a_sample_of_no_time_or_of_no_number_is_an_error(
+    tmp_path: Path, field: str, value: float, complaint: str
+) -> None:
+    write_machine(tmp_path, cpus={"cpu0": [1.0] * 3})
+    path = only_file(tmp_path, "system")
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {field: value})
+    path.write_text("\n".join(lines))
+    with pytest.raises(ProfileError, match=f"must hold samples, but item 2 lacks one: .*{complaint}"):
+        read_system(tmp_path)
+
+
 def test_a_clock_set_back_is_told_and_samples_are_put_in_order(tmp_path: Path) -> None:
     times = [START_S + 10, START_S + 11, START_S + 2, START_S + 3]
     lines = [json.dumps({"Type": "cpu", "Name": "cpu0", "Dimension": "CPUUtilization", "Value": i, "NodeId": "algo-1",
@@ -123,7 +164,7 @@ def test_a_clock_set_forward_is_told(tmp_path: Path) -> None:
     assert note.startswith("Nothing was sampled for 3550 s from 50 s after the start on: the clock was set forward, or")
 
 
-@pytest.mark.parametrize(("field", "value"), [("dur", "Infinity"), ("args", "[1]"), ("ts", "null")])
+@pytest.mark.parametrize(("field", "value"), [("dur", "Infinity"), ("args", "[1]"), ("ts", "null"), ("ts", "1e18")])
 def test_events_of_no_use_are_an_error(tmp_path: Path, field: str, value: str) -> None:
     path = write_trace(tmp_path, steps([100] * 3))
     lines = path.read_text().splitlines()
