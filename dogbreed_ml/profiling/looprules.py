@@ -150,14 +150,17 @@ def job_summary(recording: Recording) -> dict[str, float] | None:
 def dataloader(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
     """Triggers where the loader has fewer processes than min_threshold percent of the cores, or more than
     max_threshold percent; and where waiting for data took more than MAX_DATA_WAIT_SHARE of the training steps' time.
+    The reason says which of the two was not judged for want of data. Datapoints are the loader and each wait.
 
     details: num_cores, num_workers, pin_memory (the last two null where no loader ran), data_wait_share,
     data_wait (figures of one wait as in step_figures).
     """
     waits = _data_waits(recording)
     loader, num_cores = recording.timeline.loader, _num_cores(recording)
-    if waits is None and loader is None:
-        return not_applicable("Dataloader", "neither waits for data nor a loader's start were recorded")
+    counts_processes = loader is not None and num_cores > 0
+    if waits is None and not counts_processes:
+        missing = "no core was sampled" if loader is not None else "no loader processes were recorded"
+        return not_applicable("Dataloader", f"{missing}, and no step's wait for data")
     details: dict[str, Any] = {
         "num_cores": num_cores,
         "num_workers": None if loader is None else loader.num_workers,
@@ -166,29 +169,32 @@ def dataloader(recording: Recording, parameters: Mapping[str, Any]) -> Verdict:
     evidence: list[Evidence] = []
     advice: list[str] = []
     start, end = recording.start_s, recording.end_s
-    if loader is not None and num_cores:
+    if loader is None:
+        processes = "No loader processes were recorded."
+    elif not num_cores:
+        processes = f"{loader.num_workers} loader processes were not compared with the cores: none was sampled."
+    else:
         share = 100.0 * loader.num_workers / num_cores
+        processes = f"{loader.num_workers} loader processes for {num_cores} cores, {share:.0f} %."
         if not parameters["min_threshold"] <= share <= parameters["max_threshold"]:
-            what = f"{loader.num_workers} loader processes for {num_cores} cores, {share:.0f} %."
-            evidence.append(Evidence(start, end, "loader", what, {"processes_percent_of_cores": share}))
+            evidence.append(Evidence(start, end, "loader", processes, {"processes_percent_of_cores": share}))
             advice.append(f"Set train.num_workers to {num_cores}, the number of cores.")
-    num_waits = 0
+    num_waits, waiting = 0, "No step's wait for data was recorded."
     if waits is not None:
         durations, share, worst = waits
-        num_waits = len(durations)
+        num_waits, waiting = len(durations), "The steps do not wait for the loader."
         details |= {"data_wait_share": share, "data_wait": step_figures(durations)}
         if share > MAX_DATA_WAIT_SHARE:
-            what = f"{share:.0%} of the steps' time went into waiting for data."
-            evidence += [Evidence(start, end, "data_wait", what, {"data_wait_share": share}), *worst]
+            waiting = f"{share:.0%} of the steps' time went into waiting for data."
+            evidence += [Evidence(start, end, "data_wait", waiting, {"data_wait_share": share}), *worst]
             advice.append("The loader starves the device: more train.num_workers, a faster disk, smaller image files, "
                           "or kept features (train.num_views instead of fresh augmentation).")  # fmt: skip
-    reason = " ".join(each.what for each in evidence[:2]) or "the steps do not wait for the loader."
     return Verdict(
         "Dataloader",
         "IssuesFound" if evidence else "NoIssuesFound",
-        f"{reason[0].upper()}{reason[1:]}",
+        f"{waiting} {processes}",
         len(advice),
-        num_waits,
+        num_waits + counts_processes,
         evidence=tuple(evidence[:MAX_EVIDENCE]),
         recommendation=" ".join(advice),
         details=details,

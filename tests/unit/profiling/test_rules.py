@@ -309,7 +309,9 @@ def test_dataloader_compares_processes_with_cores(tmp_path: Path, num_workers: i
     write_machine(tmp_path, cpus={f"cpu{i}": [50.0] * 9 for i in range(4)})
     write_trace(tmp_path, [loader_start(num_workers), *steps([1000] * 10)])
     verdict = one(tmp_path, rule_configs.Dataloader())
-    assert verdict.status == status
+    assert (verdict.status, verdict.datapoints) == (status, 1)
+    processes = f"{num_workers} loader processes for 4 cores, {25 * num_workers} %."
+    assert verdict.reason == f"No step's wait for data was recorded. {processes}"
     assert (verdict.details["num_cores"], verdict.details["num_workers"]) == (4, num_workers)
     assert verdict.details["pin_memory"] is True
 
@@ -324,6 +326,20 @@ def test_dataloader_knows_steps_that_wait(tmp_path: Path, name: str, waited_us: 
     verdict = one(tmp_path, rule_configs.Dataloader())
     assert verdict.status == status
     assert verdict.details["data_wait_share"] == pytest.approx(waited_us / 1000)
+    assert verdict.reason.endswith("No loader processes were recorded.")
+
+
+def test_dataloader_says_what_it_could_not_judge(tmp_path: Path) -> None:
+    write_trace(tmp_path, [loader_start(4), *steps([1000] * 10)])
+    verdict = one(tmp_path, rule_configs.Dataloader())
+    assert verdict.reason == "not applicable: no core was sampled, and no step's wait for data"
+    waits = [{"phase": "data_wait", "name": "data_wait", "ts": i * 1000, "dur": 100} for i in range(10)]
+    write_trace(tmp_path / "waits", [loader_start(4), *steps([1000] * 10), *waits])
+    verdict = one(tmp_path / "waits", rule_configs.Dataloader())
+    assert (verdict.status, verdict.datapoints) == ("NoIssuesFound", 10)
+    assert verdict.reason == (
+        "The steps do not wait for the loader. 4 loader processes were not compared with the cores: none was sampled."
+    )
 
 
 def test_dataloader_knows_the_waits_between_the_steps_of_smdebugs_hook(tmp_path: Path) -> None:
