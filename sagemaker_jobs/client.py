@@ -18,11 +18,15 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
+    CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -45,6 +49,8 @@ _HURRIED_S = 5.0
 """The same where somebody waits to get away."""
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_LOGGED_OUT = (SSOError, TokenRetrievalError, CredentialRetrievalError)
+"""botocore's own, which AWS never saw: a login that is over, or never was."""
 _DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 _THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
 _RETRIES = Config(
@@ -76,13 +82,18 @@ class Aws:
     @classmethod
     def open(cls, config: SagemakerConfig, *, clock: Clock | None = None, patience_s: float = PATIENCE_S) -> "Aws":
         """Raises ConfigError where no region or no credentials are configured; asks nothing of the network."""
-        try:
-            session = boto3.session.Session(region_name=config.region)
-        except ProfileNotFound as error:
-            raise ConfigError(f"AWS_PROFILE must name a profile of ~/.aws/config: {error}.") from error
+        session = _session(config)
         if session.region_name is None:
             raise ConfigError("sagemaker.region must name a region where AWS_DEFAULT_REGION does not, got null.")
-        if session.get_credentials() is None:
+        try:
+            credentials = session.get_credentials()
+        # A credential_process is run here, and may be missing, fail, or answer anything.
+        except (BotoCoreError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"AWS credentials must be readable, and those of the profile are not: {error}; mend ~/.aws/config or "
+                "choose another AWS_PROFILE."
+            ) from error
+        if credentials is None:
             raise ConfigError(
                 "AWS credentials are needed and none were found; run `aws configure` or `aws sso login`, or start "
                 'the local SageMaker: eval "$(dogbreed sagemaker-local start)".'
@@ -173,12 +184,16 @@ class Aws:
 
 
 def configured_region(config: SagemakerConfig) -> str | None:
-    """The region that `Aws.open` would take; None where none is configured."""
-    try:
-        region: str | None = boto3.session.Session(region_name=config.region).region_name
-    except ProfileNotFound:
-        return config.region
+    """The region that `Aws.open` would take; None where none is configured, ConfigError for a profile that is not."""
+    region: str | None = _session(config).region_name
     return region
+
+
+def _session(config: SagemakerConfig) -> boto3.session.Session:
+    try:
+        return boto3.session.Session(region_name=config.region)
+    except (ProfileNotFound, ConfigParseError) as error:
+        raise ConfigError(f"AWS_PROFILE must name a profile of a readable ~/.aws/config: {error}.") from error
 
 
 def wait_until(
@@ -230,7 +245,7 @@ def cloud_error(error: Exception, doing: str) -> CloudError:
     """One line with a way out."""
     code = error_code(error)
     way_out = "the same command goes on where this one ended"
-    if code in _EXPIRED:
+    if code in _EXPIRED or isinstance(error, _LOGGED_OUT):
         way_out = "log in again (`aws sso login`), then the same command goes on where this one ended"
     elif code in _DENIED:
         way_out = "`dogbreed deploy --print-policy` shows what must be allowed"

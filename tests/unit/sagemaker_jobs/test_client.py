@@ -1,6 +1,7 @@
 """AWS's refusals as one line with a way out, and waiting without waiting."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,8 +194,46 @@ def test_open_asks_for_a_region_and_for_credentials(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="AWS credentials are needed"):
         Aws.open(SagemakerConfig(region="eu-west-1"))
     monkeypatch.setenv("AWS_PROFILE", "kennel")
-    with pytest.raises(ConfigError, match="AWS_PROFILE"):
-        Aws.open(SagemakerConfig(region="eu-west-1"))
+    for opens in (Aws.open, configured_region):
+        with pytest.raises(ConfigError, match="AWS_PROFILE"):
+            opens(SagemakerConfig(region="eu-west-1"))
+
+
+@pytest.fixture
+def write_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """The default profile, and no other credentials."""
+
+    def write(text: str) -> None:
+        path = tmp_path / "config"
+        path.write_text(f"[default]\nregion = eu-west-1\n{text}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    return write
+
+
+def test_open_names_a_credential_process_that_is_not_there(write_profile: Callable[[str], None]) -> None:
+    write_profile("credential_process = /kennel/no-such-process")
+    with pytest.raises(ConfigError, match=r"those of the profile are not: .*/kennel/no-such-process"):
+        Aws.open(SagemakerConfig())
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "sso_start_url = https://kennel.awsapps.com/start\nsso_region = eu-west-1\n"
+        "sso_account_id = 123456789012\nsso_role_name = keeper",
+        "sso_session = kennel\nsso_account_id = 123456789012\nsso_role_name = keeper\n"
+        "[sso-session kennel]\nsso_region = eu-west-1\nsso_start_url = https://kennel.awsapps.com/start",
+    ],
+    ids=["sso", "sso session"],
+)
+def test_login_that_is_over_or_never_was_asks_for_a_new_one(profile: str, write_profile: Callable[[str], None]) -> None:
+    write_profile(profile)
+    with pytest.raises(CloudError, match="log in again") as caught, Aws.open(SagemakerConfig()) as aws:
+        assert aws.account_id
+    assert "\n" not in str(caught.value)
 
 
 def test_console_links_are_awss_and_none_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
