@@ -16,6 +16,9 @@ MAX_DATA_WAIT_SHARE: Final = 0.5
 SageMaker's rule counts loader processes alone, and a loader of the right number may still starve the device.
 """
 
+AGGREGATES: Final = frozenset({"OverallSystemUsage", "OverallFrameworkMetrics"})
+"""Rules that sum up and cannot trigger; like SageMaker's, they find no issue."""
+
 _DATA_WAITS: Final = r"^data_wait$|DataLoaderIter.*(?:GetNext|__next__)|^DataIterator|^DataIteration"
 """Ours, smdebug's of PyTorch and of TensorFlow."""
 
@@ -129,13 +132,13 @@ def max_initialization_time(recording: Recording, parameters: Mapping[str, Any])
 def job_summary(recording: Recording) -> dict[str, float] | None:
     """Seconds of SageMaker's three parts of a job; without steps only its start and end; None for nothing at all.
 
-    A search's trials are part of the training loop.
+    A search's trials are part of the training loop; where nothing was trained, the evaluation is the loop.
     """
     start, end = recording.start_s, recording.end_s
     if np.isnan(start):
         return None
     summary = {"job_start_s": start, "job_end_s": end}
-    modes = [mode for mode in recording.timeline.modes if mode != "EVAL"]
+    modes = [mode for mode in recording.timeline.modes if mode != "EVAL"] or recording.timeline.modes
     if modes:
         steps = pd.concat([recording.timeline.steps(mode) for mode in modes])
         every = pd.concat([recording.timeline.steps(mode) for mode in recording.timeline.modes])

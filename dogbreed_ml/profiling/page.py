@@ -33,6 +33,7 @@ PAGE: Final = Template("""<!doctype html>
 <style>
 $style
 main { max-width: 1180px; }
+h1 { overflow-wrap: anywhere; }
 header .headline { color: var(--ink); font-weight: 600; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 14px; margin-top: 12px; font-size: 13.5px; }
 .notes { border-color: #d9b64a; }

@@ -27,6 +27,7 @@ _LINES: Final = {
     "I/OWaitPercentage": "I/O wait",
 }
 _MEMORY_LINES: Final = ("MemoryUsedPercent", "GPUMemoryUtilization")
+_PROCESS_LINE: Final = "this training's process (MiB)"
 _STEP_PHASES: Final = ("data_wait", "transfer", "forward", "backward", "optimizer")
 
 
@@ -49,12 +50,26 @@ def utilisation_figure(system: SystemSamples, *, only: tuple[str, ...] = ()) -> 
         return None
     figure.update_yaxes(title="percent", range=[0, 102])
     figure.update_xaxes(title="seconds since the start")
-    figure.update_layout(height=300, legend=_LEGEND)
+    figure.update_layout(height=300, legend=_LEGEND, showlegend=True)
     return figure
 
 
 def memory_figure(system: SystemSamples) -> go.Figure | None:
-    return utilisation_figure(system, only=_MEMORY_LINES)
+    """The machine's and the GPUs' in percent, and the training process's own in MiB, on an axis of its own."""
+    figure = utilisation_figure(system, only=_MEMORY_LINES)
+    if figure is None:
+        return None
+    for node in system.nodes:
+        samples = system.select("ProcessMemoryMiB", node=node)
+        if samples.empty:
+            continue
+        seconds, values = _binned_mean(samples, system)
+        name = _PROCESS_LINE if len(system.nodes) == 1 else f"{node} {_PROCESS_LINE}"
+        line = {"color": _COLORS[len(figure.data) % len(_COLORS)], "width": 1.8, "dash": "dot"}
+        figure.add_scatter(x=seconds, y=values, name=name, mode="lines", yaxis="y2", line=line)
+        axis = {"title": "MiB", "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
+        figure.update_layout(yaxis2=axis)
+    return figure
 
 
 def heat_map_figure(system: SystemSamples) -> go.Figure | None:

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from dogbreed_ml.files import write_whole
 from dogbreed_ml.pages import STYLE
+from dogbreed_ml.profiling.looprules import AGGREGATES
 from dogbreed_ml.profiling.page import DESCRIPTIONS, PAGE
 from dogbreed_ml.profiling.plots import all_figures
 from dogbreed_ml.profiling.recordings import Recording
@@ -109,11 +110,12 @@ _NO_DEBUGGER: Final = (
 
 
 def _headline(verdicts: Sequence[Verdict]) -> str:
-    found = [verdict.rule for verdict in verdicts if verdict.status == "IssuesFound"]
-    judged = sum(verdict.status in ("IssuesFound", "NoIssuesFound") for verdict in verdicts)
-    if not found:
-        return f"{judged} rules judged, no issue found."
-    return f"{judged} rules judged, {len(found)} found an issue: {', '.join(found)}."
+    rules = {status: [each.rule for each in verdicts if each.status == status] for status in _ORDER}
+    found, errors = rules["IssuesFound"], rules["Error"]
+    judged = len(found) + len([rule for rule in rules["NoIssuesFound"] if rule not in AGGREGATES])
+    told = f"{judged} rule{'s' * (judged != 1)} judged, "
+    told += f"{len(found)} found an issue: {', '.join(found)}." if found else "no issue found."
+    return f"{told} {len(errors)} ended in an error: {', '.join(errors)}." if errors else told
 
 
 def _job_summary(verdict: Verdict | None) -> str:

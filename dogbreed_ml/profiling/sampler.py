@@ -90,7 +90,7 @@ class SystemSampler:
     def _run(self) -> None:
         due = time.monotonic() + FIRST_SAMPLE_S
         try:
-            while not self._stopped.wait(max(0.0, due - time.monotonic())):
+            while not self._stopped.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
                 self._tick()
                 # From the moment it was due, so that the interval does not stretch by the cost of a sample.
                 due = max(due + self._interval_s, time.monotonic())
@@ -214,7 +214,10 @@ class _Gpus:
             logger.debug("no GPU is sampled: %s", error)
             self._nvml = None
             return
-        self._num = pynvml.nvmlDeviceGetCount()
+        try:
+            self._num = pynvml.nvmlDeviceGetCount()
+        except pynvml.NVMLError as error:
+            self._refusals["The number of GPUs"] = str(error)
 
     @property
     def notes(self) -> list[str]:

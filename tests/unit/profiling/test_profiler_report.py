@@ -115,6 +115,15 @@ def test_report_of_nothing_says_so() -> None:
     assert "Plotly.newPlot" not in page.partition("</head>")[2]
 
 
+def test_headline_counts_what_was_judged(recording: Recording) -> None:
+    page = render_profiler_report(recording, judge(recording), title="run")
+    # MaxInitializationTime; 100 steps are too few for StepOutlier, and two rules sum up and judge nothing.
+    assert '<p class="headline">1 rule judged, no issue found.</p>' in page
+    broken = Verdict("BatchSize", "Error", "could not be judged")
+    page = render_profiler_report(recording, [OVERFIT, broken], title="run")
+    assert '"headline">1 rule judged, 1 found an issue: Overfit. 1 ended in an error: BatchSize.</p>' in page
+
+
 def test_report_shows_tensor_rules_and_escapes_what_it_quotes(recording: Recording) -> None:
     page = render_profiler_report(recording, [*judge(recording), OVERFIT], title="<b>run</b>")
     tensor_rules = section(page, "Tensor rules")
@@ -197,6 +206,22 @@ def test_heat_map_has_a_row_a_core_and_a_gpu(recording: Recording) -> None:
     assert list(heat_map.y) == ["cpu0", "cpu1", "gpu0"]
     assert np.asarray(heat_map.z).shape == (3, 120)
     assert np.nanmean(np.asarray(heat_map.z), axis=1) == pytest.approx([90, 10, 50])
+
+
+def test_memory_of_the_process_is_drawn_on_an_axis_of_its_own(tmp_path: Path) -> None:
+    samples = [
+        (START_S + tick, "memory", name, name, value)
+        for tick in range(20)
+        for name, value in (("MemoryUsedPercent", 50.0), ("ProcessMemoryMiB", 800.0 + tick))
+    ]
+    write_samples(tmp_path, samples)
+    figure = plots.memory_figure(read_recording(tmp_path).system)
+    assert figure is not None
+    machine, process = figure.data
+    assert (machine.name, machine.yaxis, list(machine.y)) == ("memory", None, [50.0] * 20)
+    assert (process.name, process.yaxis) == ("this training's process (MiB)", "y2")
+    assert list(process.y) == [800.0 + tick for tick in range(20)]
+    assert figure.layout.showlegend
 
 
 def test_cores_of_several_nodes_are_told_apart(tmp_path: Path) -> None:

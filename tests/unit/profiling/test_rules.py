@@ -298,6 +298,16 @@ def test_max_initialization_time_without_a_step(tmp_path: Path) -> None:
     assert short.reason == "not applicable: no step was recorded"
 
 
+def test_initialisation_of_an_evaluation_ends_with_its_first_step(tmp_path: Path) -> None:
+    write_machine(tmp_path, cpus={"cpu0": constant(50)})
+    write_trace(tmp_path, steps([1_000_000] * 500, mode="EVAL", first_ts=90_000_000))
+    verdict = one(tmp_path, rule_configs.MaxInitializationTime(threshold=2))
+    assert (verdict.status, verdict.reason) == (
+        "NoIssuesFound",
+        "The first step began after 90.0 s; the limit is 120 s.",
+    )
+
+
 def loader_start(num_workers: int) -> dict[str, Any]:
     name = "_MultiProcessingDataLoaderIter.__init__"
     args = {"step_num": "0", "num_workers": num_workers, "pin_memory": True}

@@ -88,8 +88,9 @@ def test_a_training_that_fails_leaves_its_recording(tmp_path: Path) -> None:
     assert session.judge().tags["profiler.OverallFrameworkMetrics"] == "NoIssuesFound"
 
 
-def test_the_sampler_takes_a_first_and_a_last_sample_whatever_the_interval(tmp_path: Path) -> None:
-    sampler = SystemSampler(tmp_path, interval_ms=1e6, clock=Clock.start())
+@pytest.mark.parametrize("interval_ms", [1e6, 1e16])
+def test_the_sampler_takes_a_first_and_a_last_sample_whatever_the_interval(tmp_path: Path, interval_ms: float) -> None:
+    sampler = SystemSampler(tmp_path, interval_ms=interval_ms, clock=Clock.start())
     with sampler:
         deadline = time.monotonic() + 30
         while sampler.num_ticks == 0 and time.monotonic() < deadline:
@@ -144,6 +145,18 @@ def test_a_gpu_that_does_not_tell_its_use_costs_no_other_sample(
     assert {*system.select("GPUMemoryUtilization")["name"]} == {"gpu0", "gpu1"}
     assert len(system.select("MemoryUsedPercent")) == session.sampler.num_ticks
     assert profile.figures["profiler/gpu_mean"] == 70.0
+
+
+def test_gpus_that_cannot_be_counted_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncounted(Driver):
+        def nvmlDeviceGetCount(self) -> int:
+            raise self.NVMLError("Unknown Error")
+
+    monkeypatch.setitem(sys.modules, "pynvml", Uncounted())
+    with SystemSampler(tmp_path, interval_ms=1e6, clock=Clock.start()) as sampler:
+        pass
+    assert sampler.notes == ["The number of GPUs cannot be read: Unknown Error."]
+    assert len(read_recording(tmp_path).system.select("MemoryUsedPercent")) == 1
 
 
 def test_a_sampler_that_fails_is_told_of_and_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

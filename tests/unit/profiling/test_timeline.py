@@ -16,12 +16,12 @@ STEP_PARTS = ("data_wait", "transfer", "forward", "backward", "optimizer")
 START_US = 1_591_160_700_000_000
 
 
-def record_epoch(recorder: TimelineRecorder, *, num_steps: int, num_eval_steps: int = 0) -> None:
-    """The spans of one epoch as `fit` marks them."""
+def record_epoch(recorder: TimelineRecorder, *, num_steps: int, num_eval_steps: int = 0, work: int = 0) -> None:
+    """The spans of one epoch as `fit` marks them; each part of a step adds up `work` numbers."""
     for _ in range(num_steps):
         for name in STEP_PARTS:
             with recorder.span(name):
-                pass
+                sum(range(work))
     with recorder.span("data_wait"):
         pass
     if num_eval_steps:
@@ -109,7 +109,8 @@ def test_on_step_is_told_of_training_steps_alone() -> None:
 def test_steps_in_which_the_trace_window_moved_are_left_out_and_their_parts_count_for_no_other(tmp_path: Path) -> None:
     moves = iter([False, True, False, False, True, False])
     recorder = TimelineRecorder(on_step=lambda: next(moves))
-    record_epoch(recorder, num_steps=6, num_eval_steps=2)
+    # Some 20 us, so that no part begins in the microsecond in which its step ends.
+    record_epoch(recorder, num_steps=6, num_eval_steps=2, work=2000)
     recorder.write(tmp_path)
     timeline = read_timeline(tmp_path)
     assert {mode: timeline.steps(mode)["step"].tolist() for mode in timeline.modes} == {
