@@ -14,6 +14,8 @@ from dogbreed_ml.profiling.rules import judge, profiler_report
 from .chromium import VIEWPORT, Visit, open_page
 
 NUM_CORES, NUM_TICKS = 4, 200
+TITLE = "Run 0123456789abcdef0123456789abcdef"
+"""As a run's report has it: a word that is wider than a narrow window."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def report_path(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) ->
     write_trace(root, [*events, *parts])
     recording = read_recording(root)
     verdicts = judge(recording, [profiler_report({"LoadBalancing_patience": 100})])
-    return save_profiler_report(root, recording, verdicts, title="browser")
+    return save_profiler_report(root, recording, verdicts, title=TITLE)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def plot(page: Page, name: str) -> str:
 
 def test_profiler_report_draws_every_plot(visit: Visit) -> None:
     page = visit.page
-    expect(page.get_by_role("heading", level=1)).to_have_text("browser: profiler report")
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{TITLE}: profiler report")
     expect(page.locator(".js-plotly-plot")).to_have_count(7)
     for name in ("utilisation", "heat-map", "step-parts", "step-series", "step-histogram", "memory", "balance"):
         plot(page, name)
