@@ -1,6 +1,7 @@
 """`dogbreed profile --suggest`: tries what the rules advise, a few steps each, and keeps what is faster."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -19,8 +20,6 @@ from dogbreed_ml.config import ExperimentConfig, flatten, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.files import write_whole
-from dogbreed_ml.profiling.recordings import STEP_PREFIX
-from dogbreed_ml.profiling.timeline import TimelineRecorder
 from dogbreed_ml.train import Batches, fit, uses_bf16
 from dogbreed_ml.workbench import Workbench, uses_features
 
@@ -34,10 +33,15 @@ MIN_GAIN: Final = 1.05
 _MEMORY_FORMATS: Final = ("channels_last", "contiguous")
 _NUM_WARM_STEPS: Final = 3
 _NUM_STEPS: Final = 8
-_FINAL_ROUNDS: Final = 3
-_MAX_PASSES: Final = 5
+"""The fewest that are measured; data that hold fewer are measured whole."""
+_NUM_ROUNDS: Final = 5
+"""So many batches a worker process, where the time allows: N workers bring the first N batches at one time."""
 _ENOUGH_S: Final = 1.0
-"""Short passes are repeated until they took so long together; the fastest counts, since noise only slows."""
+"""Passes are repeated until they took so long together, or until _MAX_PASSES."""
+_MAX_PASSES: Final = 5
+_MAX_PASS_S: Final = 3.0
+"""A pass has no more steps than fit into it, but _NUM_STEPS."""
+_FINAL_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Attempt:
     values: dict[str, Any]
     """What differs from the config, by dotted name."""
     images_per_s: float
+    before_images_per_s: float
+    """Of the best until then. Where both were measured again, both figures are the second ones, which decided."""
     is_better: bool
 
 
@@ -68,7 +74,8 @@ class SuggestSummary:
 
     def render(self) -> str:
         lines = [
-            f"{'better' if each.is_better else 'no    '}  {each.images_per_s:8.1f} images/s  {_flags(each.values)}"
+            f"{'better' if each.is_better else 'no    '}  {each.images_per_s:8.1f} images/s, "
+            f"{each.before_images_per_s:.1f} without  {_flags(each.values)}"
             for each in self.attempts
         ]
         lines.append(f"before  {self.before_images_per_s:8.1f} images/s")
@@ -83,39 +90,71 @@ Measure = Callable[[Workbench, ExperimentConfig], float]
 
 
 def images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
-    """Of the training steps after the first few, in the fastest of a few passes."""
-    start, speeds = perf_counter(), list[float]()
-    while not speeds or (len(speeds) < _MAX_PASSES and perf_counter() - start < _ENOUGH_S):
-        speeds.append(_pass_images_per_s(bench, config))
-    return max(speeds)
+    """Of the first steps of an epoch, from its start to its end, in the median of a few such passes.
+
+    A pass loads as many batches as it trains, so that none comes from before the clock was started: with workers that
+    had read ahead, twelve of them would seem to load twice what they can. The wait for the first batch counts, as it
+    does in every epoch.
+    """
+    feed = bench.feeds(config).train
+    num_workers = 0 if uses_features(config) else config.train.num_workers
+    batch_size = config.train.batch_size
+    train = _Part(feed, _NUM_WARM_STEPS * batch_size)
+    if num_workers:
+        train.start(num_workers, batch_size)
+    epochs = fit(
+        bench.model(config), train, valid=None, config=replace(config.train, num_epochs=1 + _MAX_PASSES, patience=None),
+        metrics=lambda logits, labels: {}, num_classes=bench.num_classes, device=bench.device,
+    )  # fmt: skip
+    with closing(epochs):
+        step_s = train.step_s(next(epochs).seconds, num_workers)
+        num_steps = pass_steps(step_s, math.ceil(feed.num_samples / batch_size), num_workers=num_workers)
+        train.limit = min(feed.num_samples, num_steps * batch_size)
+        passes: list[float] = []
+        for result in epochs:
+            # The loss of an epoch is read from the device before its time is: every step is done by then.
+            passes.append(result.seconds)
+            if sum(passes) >= _ENOUGH_S:
+                break
+    return train.limit / max(median(passes), 1e-9)
+
+
+def pass_steps(step_s: float, num_epoch_steps: int, *, num_workers: int) -> int:
+    """How many steps of an epoch are measured where one takes about `step_s`."""
+    most_workers = max(num_workers, os.cpu_count() or 1) if num_workers else 0
+    # For any number of workers as many, so that the wait for the first batch weighs the same in each.
+    wanted = max(_ENOUGH_S / max(step_s, 1e-9), _NUM_ROUNDS * most_workers)
+    num_steps = max(_NUM_STEPS, math.ceil(min(wanted, _MAX_PASS_S / max(step_s, 1e-9))))
+    # Whole rounds of the workers: nine batches take eight workers as long as sixteen.
+    num_steps = num_workers * math.ceil(num_steps / num_workers) if num_workers else num_steps
+    is_short = num_epoch_steps < 2 * num_steps and num_epoch_steps * step_s <= 2 * _MAX_PASS_S
+    return num_epoch_steps if is_short else min(num_steps, num_epoch_steps)
 
 
 def suggest(config: ExperimentConfig, *, context: Context, measure: Measure = images_per_s) -> SuggestSummary:
     """Tries loader workers, precision, memory format and batch size in turn, each on top of the best so far, and writes
-    the overlay.
+    the overlay; an earlier one is deleted.
 
     Kept features are used where they are there. Raises what a training with this config would.
     """
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
     bench = Workbench(splits, context.project_dir, device_of(), context.progress)
+    overlay_path = context.project_dir / OVERLAY_FILE
     attempts: list[Attempt] = []
     best: dict[str, Any] = {}
     with closing(bench):
+        num_samples = bench.feeds(config).train.num_samples
+        # Whatever comes of this: it would be laid over an experiment as what was found now.
+        overlay_path.unlink(missing_ok=True)
         # The first pass of a process pays for what later ones find done.
         measure(bench, config)
-        for name, choices in dimensions(config, num_samples=bench.feeds(config).train.num_samples):
+        for name, choices in dimensions(config, num_samples=num_samples, num_cores=os.cpu_count() or 1):
             speed = measure(bench, with_values(config, best))
             for value in choices:
-                values = {**best, name: value}
-                tried = measure(bench, with_values(config, values))
-                # Twice, in turns: on a machine that does other things too, one pass may be twice as slow as the next.
-                is_better = tried > MIN_GAIN * speed and measure(
-                    bench, with_values(config, values)
-                ) > MIN_GAIN * measure(bench, with_values(config, best))
-                attempts.append(Attempt(values, round(tried, 1), is_better))
-                logger.info("%s: %.1f images/s, %.1f before", _flags(values), tried, speed)
-                if is_better:
-                    best, speed = values, tried
+                attempt = _tried(bench, config, {**best, name: value}, best=best, speed=speed, measure=measure)
+                attempts.append(attempt)
+                if attempt.is_better:
+                    best, speed = attempt.values, attempt.images_per_s
         before, after = _paired(bench, config, best, measure)
     if best and after <= MIN_GAIN * before:
         logger.info("The gain did not last: %.1f and %.1f images/s.", before, after)
@@ -128,19 +167,37 @@ def suggest(config: ExperimentConfig, *, context: Context, measure: Measure = im
         best=best,
         before_images_per_s=round(before, 1),
         after_images_per_s=round(after, 1),
-        overlay_path=str(_write_overlay(context.project_dir / OVERLAY_FILE, best)) if best else None,
+        overlay_path=str(_write_overlay(overlay_path, best)) if best else None,
         notes=notes,
     )
 
 
-def dimensions(config: ExperimentConfig, *, num_samples: int) -> Iterator[tuple[str, list[Any]]]:
+def _tried(
+    bench: Workbench,
+    config: ExperimentConfig,
+    values: dict[str, Any],
+    *,
+    best: Mapping[str, Any],
+    speed: float,
+    measure: Measure,
+) -> Attempt:
+    """`values` beside `best`, whose images/s were `speed`."""
+    before, after = speed, measure(bench, with_values(config, values))
+    if after > MIN_GAIN * before:
+        # Twice, in turns: on a machine that does other things too, one pass may be twice as slow as the next.
+        after, before = measure(bench, with_values(config, values)), measure(bench, with_values(config, best))
+    logger.info("%s: %.1f images/s, %.1f without", _flags(values), after, before)
+    return Attempt(values, round(after, 3), round(before, 3), after > MIN_GAIN * before)
+
+
+def dimensions(config: ExperimentConfig, *, num_samples: int, num_cores: int) -> Iterator[tuple[str, list[Any]]]:
     """What may be tried with this config; the values that it has already are left out."""
     now = flatten(config)
-    cores = os.cpu_count() or 1
     has_convolutions = config.model.trainable != "head" or not uses_features(config)
     if not uses_features(config):
         # Not more than the cores: torch warns of it.
-        yield "train.num_workers", [n for n in sorted({1, max(1, cores // 2), cores}) if n != now["train.num_workers"]]
+        counts = sorted({1, max(1, num_cores // 2), num_cores})
+        yield "train.num_workers", [n for n in counts if n != now["train.num_workers"]]
     is_bf16 = uses_bf16(config.train, device_of(), has_convolutions=has_convolutions)
     yield "train.precision", ["fp32" if is_bf16 else "bf16"]
     if has_convolutions:
@@ -168,41 +225,36 @@ def _paired(
     return median(speeds[0]), median(speeds[1] or speeds[0])
 
 
-def _pass_images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
-    feeds = bench.feeds(config)
-    batch_size = config.train.batch_size
-    num_samples = min(feeds.train.num_samples, (_NUM_WARM_STEPS + _NUM_STEPS) * batch_size)
-    recorder = TimelineRecorder()
-    train = _First(feeds.train, num_samples)
-    short = replace(config.train, num_epochs=1, patience=None)
-    for _ in fit(
-        bench.model(config), train, valid=None, config=short,
-        metrics=lambda logits, labels: {}, num_classes=bench.num_classes, device=bench.device, spans=recorder,
-    ):  # fmt: skip
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()
-    steps = [event for event in recorder.events() if event.name == f"{STEP_PREFIX}TRAIN"]
-    # The whole of a short epoch rather than nothing of it.
-    first = _NUM_WARM_STEPS if len(steps) > _NUM_WARM_STEPS else 0
-    spent_us = steps[-1].start_us + steps[-1].duration_us - steps[first].start_us
-    return sum(train.batch_sizes[first:]) / max(spent_us, 1) * 1e6
+class _Part:
+    """The first samples of other batches, up to `limit`, in each epoch's own order."""
 
-
-class _First:
-    """The first samples of other batches."""
-
-    def __init__(self, batches: Batches, num_samples: int):
+    def __init__(self, batches: Batches, limit: int):
         self._batches = batches
-        self.num_samples = num_samples
-        self.labels = batches.labels[:num_samples]
-        self.batch_sizes: list[int] = []
-        """Of each batch that was handed out; an epoch's last one is short."""
+        self.num_samples = batches.num_samples
+        self.labels = batches.labels
+        self.limit = min(limit, self.num_samples)
+        self._waits_s: list[float] = []
+        """For each batch of the last epoch."""
+
+    def start(self, num_workers: int, batch_size: int) -> None:
+        """Loads a batch with each worker process."""
+        rows = torch.arange(min(self.num_samples, num_workers * batch_size))
+        for _ in self._batches.batches(batch_size, order=rows, epoch=0):
+            pass
 
     def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rows = torch.arange(self.num_samples) if order is None else order
-        for inputs, labels in self._batches.batches(batch_size, order=rows, epoch=epoch):
-            self.batch_sizes.append(len(labels))
-            yield inputs, labels
+        self._waits_s = []
+        start = perf_counter()
+        for batch in self._batches.batches(batch_size, order=rows[rows < self.limit], epoch=epoch):
+            self._waits_s.append(perf_counter() - start)
+            yield batch
+            start = perf_counter()
+
+    def step_s(self, epoch_s: float, num_workers: int) -> float:
+        """What a step takes about, by a short epoch of `epoch_s`; its waits are those of a whole round of workers."""
+        num_steps, waited_s = len(self._waits_s), sum(self._waits_s)
+        return (epoch_s - waited_s) / num_steps + waited_s / max(num_steps, num_workers)
 
 
 def _write_overlay(path: Path, values: Mapping[str, Any]) -> Path:

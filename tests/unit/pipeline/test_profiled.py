@@ -1,19 +1,17 @@
-"""A profiled run as MLflow shows it, recordings judged without a training, and what is suggested."""
+"""A profiled run as MLflow shows it, and recordings judged without a training."""
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlflow
 import pytest
 import torch
-import yaml
 from profilerfiles import steps, write_machine, write_trace
 
 from dogbreed_ml.cli import main
@@ -24,12 +22,9 @@ from dogbreed_ml.config import (
     ModelConfig,
     TrackingConfig,
     TrainConfig,
-    flatten,
-    with_values,
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
-from dogbreed_ml.data.splits import Split
 from dogbreed_ml.errors import ProfileError, TrainingError
 from dogbreed_ml.pipeline.profiled import (
     ARTIFACT_DIR,
@@ -42,12 +37,9 @@ from dogbreed_ml.pipeline.profiled import (
     profiled_run,
 )
 from dogbreed_ml.pipeline.stages import run_epochs
-from dogbreed_ml.pipeline.suggest import SuggestSummary, dimensions, images_per_s, suggest
 from dogbreed_ml.policies import ProfileConfig
-from dogbreed_ml.profiling.formats import Event
 from dogbreed_ml.profiling.rules import RULES
 from dogbreed_ml.profiling.session import judge_folder, profiled
-from dogbreed_ml.profiling.timeline import TimelineRecorder
 from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName
 from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
@@ -439,129 +431,3 @@ def test_without_profile_enabled_a_run_is_left_alone(context: Context) -> None:
         with pytest.raises(ProfileError, match=r"only where profile\.enabled is true"):
             assert profiler.profile
     assert not (context.project_dir / PROFILES_DIR / run.run_id).exists()
-
-
-def check_suggestion(summary: SuggestSummary, config: ExperimentConfig) -> None:
-    """What holds whatever was faster."""
-    assert all(each.images_per_s > 0 for each in summary.attempts)
-    if not summary.best:
-        assert summary.overlay_path is None
-        assert summary.after_images_per_s == summary.before_images_per_s
-        assert "nothing was faster" in summary.render()
-        return
-    assert summary.best in [each.values for each in summary.attempts if each.is_better]
-    assert summary.after_images_per_s > summary.before_images_per_s
-    assert summary.overlay_path is not None
-    overlay = yaml.safe_load(Path(summary.overlay_path).read_text())
-    values = {f"{section}.{leaf}": value for section, fields in overlay.items() for leaf, value in fields.items()}
-    assert values == summary.best
-    changed = flatten(with_values(config, values))
-    assert {name for name, value in flatten(config).items() if changed[name] != value} == set(summary.best)
-    assert f"overlay {summary.overlay_path}" in summary.render()
-
-
-def test_settings_are_tried_on_real_steps_of_a_head(context: Context, run_id: str) -> None:
-    del run_id
-    config = replace(CONFIG, train=TrainConfig(batch_size=1, precision="fp32"))
-    summary = suggest(config, context=context)
-    assert {"train.batch_size", "train.precision"} == {name for each in summary.attempts for name in each.values}
-    check_suggestion(summary, config)
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "measured_images", "measured_steps"),
-    [(8 * 2 + 1, 5 * 2 + 1, 6), (16 * 2, 8 * 2, 8), (2 * 2 + 1, 2 * 2 + 1, 3)],
-    ids=["short last batch", "more than is tried", "an epoch of warm steps alone"],
-)
-def test_images_of_the_measured_steps_are_counted_as_they_were(
-    context: Context,
-    run_id: str,
-    monkeypatch: pytest.MonkeyPatch,
-    num_samples: int,
-    measured_images: int,
-    measured_steps: int,
-) -> None:
-    del run_id
-
-    class EvenSteps(TimelineRecorder):
-        """Real steps, each made to last a millisecond."""
-
-        def events(self) -> Iterator[Event]:
-            steps = [event for event in super().events() if event.name == "Step:ModeKeys.TRAIN"]
-            return (replace(step, start_us=1000 * n, duration_us=1000) for n, step in enumerate(steps))
-
-    monkeypatch.setattr("dogbreed_ml.pipeline.suggest.TimelineRecorder", EvenSteps)
-    monkeypatch.setattr("dogbreed_ml.pipeline.suggest._ENOUGH_S", 0)
-    splits = load_splits(CONFIG.data, project_dir=context.project_dir)
-    samples = (splits.train.samples * 2)[:num_samples]
-    bench = Workbench(replace(splits, train=Split("train", samples)), context.project_dir, torch.device("cpu"))
-    speed = images_per_s(bench, replace(CONFIG, train=TrainConfig(batch_size=2)))
-    assert speed == pytest.approx(1000 * measured_images / measured_steps)
-
-
-@pytest.mark.parametrize("lasts", [True, False])
-def test_each_setting_that_is_faster_joins_the_suggestion(context: Context, lasts: bool) -> None:
-    calls: list[ExperimentConfig] = []
-
-    def measure(bench: Workbench, config: ExperimentConfig) -> float:
-        """One image at a time in fp32: 10 images/s. Larger batches and bf16 help, channels_last does not."""
-        del bench
-        calls.append(config)
-        gain = config.train.batch_size * (2 if config.train.precision == "bf16" else 1)
-        # A setting is tried twice; the best one is measured again at the end.
-        return 10.0 * gain if lasts or calls.count(config) <= 2 else 10.0
-
-    config = replace(CONFIG, model=ModelConfig(weights="random", trainable="layer4"))
-    config = replace(config, train=TrainConfig(batch_size=1, precision="fp32"))
-    summary = suggest(config, context=context, measure=measure)
-    assert summary.before_images_per_s == 10
-    assert {"train.memory_format": "channels_last", "train.precision": "bf16"} in [x.values for x in summary.attempts]
-    check_suggestion(summary, config)
-    if lasts:
-        assert summary.best == {"train.precision": "bf16", "train.batch_size": 2}
-        assert summary.after_images_per_s == 40
-        assert "raise train.lr" in summary.render()
-    else:
-        assert any(each.is_better for each in summary.attempts)
-        assert summary.best == {}
-
-
-def test_what_is_tried_depends_on_what_is_trained() -> None:
-    def tried(trainable: Literal["head", "layer4", "all"], **train: Any) -> dict[str, list[Any]]:
-        config = replace(
-            CONFIG,
-            model=ModelConfig(weights="random", trainable=trainable),
-            train=TrainConfig(**{"num_workers": 1, "batch_size": 4, **train}),
-        )
-        return dict(dimensions(config, num_samples=1000))
-
-    assert tried("head", precision="fp32") == {"train.precision": ["bf16"], "train.batch_size": [8, 16]}
-    # A head has no convolution that bf16 would help.
-    assert tried("head")["train.precision"] == (["fp32"] if torch.cuda.is_available() else ["bf16"])
-    kept_maps = tried("layer4", precision="bf16")
-    assert kept_maps["train.memory_format"] == ["channels_last"]
-    assert kept_maps["train.precision"] == ["fp32"]
-    for images in (tried("all"), tried("layer4", augmentation="flip"), tried("head", augmentation="flip")):
-        assert list(images) == ["train.num_workers", "train.precision", "train.memory_format", "train.batch_size"]
-        cores = os.cpu_count() or 1
-        assert set(images["train.num_workers"]) <= {cores // 2, cores} - {1}
-        assert images["train.memory_format"] == ["contiguous"]
-    assert tried("all", memory_format="contiguous")["train.memory_format"] == ["channels_last"]
-
-
-@pytest.mark.slow  # 60 s: a dozen settings of ResNet50's own steps
-def test_settings_of_a_network_trained_on_photographs_are_tried(
-    photographs_dir: Path, weights_path: Path, tmp_path: Path
-) -> None:
-    config = ExperimentConfig(
-        data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=3),
-        model=ModelConfig(weights=str(weights_path), resnet_version="1", trainable="layer4"),
-        train=TrainConfig(batch_size=2, augmentation="flip", num_workers=1, memory_format="contiguous"),
-    )
-    summary = suggest(config, context=Context(project_dir=tmp_path))
-    names = {name for each in summary.attempts for name in each.values}
-    assert names == {"train.num_workers", "train.precision", "train.memory_format", "train.batch_size"}, names
-    assert {
-        each.values["train.memory_format"] for each in summary.attempts if "train.memory_format" in each.values
-    } == {"channels_last"}
-    check_suggestion(summary, config)
