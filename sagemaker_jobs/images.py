@@ -35,6 +35,13 @@ def image_uri(scope: Literal["training", "inference"], *, instance_type: str, re
         ) from error
 
 
+def num_gpus(instance_type: str, *, region: str) -> int:
+    """By AWS's own table, which holds no newer family than g5: 0 for what it does not name."""
+    from sagemaker.core import instance_types_gpu_info
+
+    return int(instance_types_gpu_info.retrieve(region).get(instance_type, {}).get("Count", 0))
+
+
 def debugger_image_uri(region: str) -> str:
     """The image that evaluates SageMaker's own rules."""
     from sagemaker.core import image_uris

@@ -43,7 +43,7 @@ from sagemaker_jobs.training.jobcontrol import (
 from sagemaker_jobs.training.jobinputs import OUTPUT_KEY, planned_inputs
 from sagemaker_jobs.training.joboutputs import IncompleteJobError, fetch_checkpoint, log_rule_output
 from sagemaker_jobs.training.launch import Launch, LaunchFile, config_key, job_name
-from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.training.training_request import training_job_request, warn_of_instances
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def plan(config: ExperimentConfig, *, context: Context, today: date | None = Non
     splits = _splits(config, context)
     placement = Placement.of(config.sagemaker)
     environment = record_variables(context.tracking_uri)
+    warn_of_instances(config, region=placement.region)
     with planned_inputs(
         config, splits, uri=placement.uri, kind="train", context=context, environment=environment, download=False
     ) as inputs:
@@ -216,6 +217,7 @@ class _Task:
                 region=self.aws.region,
                 tags=_tags(self.config, self.context),
             )
+            warn_of_instances(self.config, region=self.aws.region)
             storage.ensure_bucket()
             plan.upload(storage, progress=self.context.progress)
         send_job(self.aws, request, self.launch_file)

@@ -3,14 +3,15 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from dogbreed_ml.cloudconfig import SagemakerConfig
 from dogbreed_ml.config import ExperimentConfig, flatten
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.ruleparameters import TENSOR_RULES, rule_collections
 from sagemaker_jobs.client import check
-from sagemaker_jobs.images import debugger_image_uri, image_uri
+from sagemaker_jobs.images import debugger_image_uri, image_uri, num_gpus
 from sagemaker_jobs.training.jobinputs import JobInputs
 from sagemaker_jobs.training.metrics import metric_definitions
 
@@ -45,11 +46,13 @@ def training_job_request(
     role_arn: str,
     region: str,
     tags: Mapping[str, str] | None = None,
+    batch_sizes: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The request for one training of this config; raises ConfigError where SageMaker would refuse it, or pay for
-    instances that wait in vain.
+    """The request for one training of this config; raises ConfigError where SageMaker would refuse it, or instances
+    would be paid for that wait in vain or fail. `batch_sizes` are those of a search's trials, in place of the config's.
     """
     wanted = config.sagemaker
+    _check_batch_sizes(batch_sizes or [config.train.batch_size], wanted, region=region)
     if wanted.instance_count > 1 and config.profile.stop_on:
         raise ConfigError(
             f"profile.stop_on must be empty with sagemaker.instance_count {wanted.instance_count}: a rule stops the "
@@ -74,6 +77,23 @@ def training_job_request(
     check_hyperparameters(request["HyperParameters"])
     check("CreateTrainingJob", request)
     return request
+
+
+def warn_of_instances(config: ExperimentConfig, *, region: str) -> None:
+    """Of what the instances of a request will not do."""
+    wanted = config.sagemaker
+    if wanted.kms_key_id and _LOCAL_STORAGE.fullmatch(wanted.instance_type):
+        logger.warning(
+            "%s encrypts its own disks in hardware and takes no key for them; sagemaker.kms_key_id is for the rest",
+            wanted.instance_type,
+        )
+    here = num_gpus(wanted.instance_type, region=region)
+    if here > 1 and wanted.instance_count == 1:
+        logger.warning(
+            "%s has %d GPUs, and a training on one instance uses one of them; take an instance with one GPU, or "
+            "several of those (sagemaker.instance_count)",
+            *(wanted.instance_type, here),
+        )
 
 
 def algorithm_specification(config: ExperimentConfig, *, region: str) -> dict[str, Any]:
@@ -127,12 +147,7 @@ def shared_members(config: ExperimentConfig, inputs: JobInputs) -> dict[str, Any
         resources["KeepAlivePeriodInSeconds"] = wanted.keep_alive_s
     if wanted.kms_key_id:
         output["KmsKeyId"] = wanted.kms_key_id
-        if _LOCAL_STORAGE.fullmatch(wanted.instance_type):
-            logger.warning(
-                "%s encrypts its own disks in hardware and takes no key for them; sagemaker.kms_key_id is for the rest",
-                wanted.instance_type,
-            )
-        else:
+        if not _LOCAL_STORAGE.fullmatch(wanted.instance_type):
             resources["VolumeKmsKeyId"] = wanted.kms_key_id
     if wanted.spot:
         stopping["MaxWaitTimeInSeconds"] = wanted.max_wait_s or 2 * wanted.max_runtime_s
@@ -206,6 +221,18 @@ def request_tags(config: ExperimentConfig, own: Mapping[str, str]) -> list[dict[
     if len(tags) > MAX_TAGS:
         raise ConfigError(f"sagemaker.tags must leave room for ours: AWS takes {MAX_TAGS} tags, got {len(tags)}.")
     return [{"Key": key, "Value": _TAG_REFUSED.sub("_", value)[:256]} for key, value in tags.items()]
+
+
+def _check_batch_sizes(batch_sizes: Sequence[int], wanted: SagemakerConfig, *, region: str) -> None:
+    if wanted.instance_count == 1:
+        return
+    # torchrun starts a process for each GPU, or one on a machine without.
+    num_processes = wanted.instance_count * max(1, num_gpus(wanted.instance_type, region=region))
+    if uneven := [size for size in batch_sizes if size % num_processes]:
+        raise ConfigError(
+            f"train.batch_size must be a multiple of the {num_processes} processes that share each batch on "
+            f"{wanted.instance_count} x {wanted.instance_type}, got {', '.join(map(str, uneven[:5]))}."
+        )
 
 
 def check_hyperparameters(values: Mapping[str, str]) -> None:

@@ -85,10 +85,11 @@ def compute_features(
 
 
 def features_config(config: ExperimentConfig) -> ExperimentConfig:
-    """What the features depend on, so that searches that differ in nothing of it share them."""
+    """What the features depend on, so that searches that differ in nothing of it share them; on one instance."""
     train, default = config.train, TrainConfig()
     views = replace(default, augmentation=train.augmentation, num_views=train.num_views, seed=train.seed)
-    return replace(config, train=views, search=SearchConfig())
+    # A second instance would be paid for to wait.
+    return replace(config, train=views, search=SearchConfig(), sagemaker=replace(config.sagemaker, instance_count=1))
 
 
 def feature_job_request(

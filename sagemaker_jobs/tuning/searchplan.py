@@ -14,7 +14,7 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.pipeline.tune import check_search
 from dogbreed_ml.provenance import git_tags
-from dogbreed_ml.samplers import num_possible_trials
+from dogbreed_ml.samplers import grid_values, num_possible_trials
 from dogbreed_ml.workbench import uses_features
 from sagemaker_jobs.job.environment import record_variables
 from sagemaker_jobs.training.dryrun import DryRun, Placement
@@ -23,7 +23,7 @@ from sagemaker_jobs.training.jobcontrol import Job
 from sagemaker_jobs.training.jobinputs import JobInputs, planned_inputs
 from sagemaker_jobs.training.launch import config_key, job_name
 from sagemaker_jobs.training.training_job import price_of
-from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.training.training_request import training_job_request, warn_of_instances
 from sagemaker_jobs.tuning.featurechannel import FEATURES_KEY, UNKNOWN_KEY, render_channel
 from sagemaker_jobs.tuning.featurejob import planned_feature_job, tables_uri
 from sagemaker_jobs.tuning.tuning_request import tuning_job_request
@@ -48,6 +48,7 @@ def plan(
     placement = Placement.of(config.sagemaker)
     environment = record_variables(context.tracking_uri)
     requests: dict[str, Any] = {}
+    warn_of_instances(config, region=placement.region)
     with ExitStack() as stack:
         planned = stack.enter_context(
             planned_inputs(
@@ -104,7 +105,16 @@ def search_request(
     parents: Sequence[Job] = (),
 ) -> dict[str, Any]:
     """CreateHyperParameterTuningJob; `parents` are the descriptions of the tuning jobs to start from."""
-    training = training_job_request(config, name=name, inputs=inputs, role_arn=role_arn, region=region, tags=tags)
+    batch_size = config.search.space.get("train.batch_size")
+    training = training_job_request(
+        config,
+        name=name,
+        inputs=inputs,
+        role_arn=role_arn,
+        region=region,
+        tags=tags,
+        batch_sizes=[] if batch_size is None else grid_values(batch_size),
+    )
     return tuning_job_request(config, name=name, training=training, parents=parents)
 
 

@@ -33,6 +33,7 @@ from sagemaker_jobs.storage import Storage
 from sagemaker_jobs.training.jobcontrol import Job, Question
 from sagemaker_jobs.training.jobinputs import JobInputs, prepare_inputs, unknown_inputs
 from sagemaker_jobs.training.launch import Launch, LaunchFile
+from sagemaker_jobs.training.training_request import warn_of_instances
 from sagemaker_jobs.tuning.featurechannel import (
     FeatureChannel,
     fetch_features,
@@ -202,6 +203,7 @@ class _Search:
         parents = self.source.tuning_jobs(self.aws)
         inputs = unknown_inputs(storage.uri, record_variables(self.tracker.tracking_uri))
         self._request(name, config, inputs, role_arn, parents)
+        warn_of_instances(config, region=self.aws.region)
         return parents
 
     def _request(

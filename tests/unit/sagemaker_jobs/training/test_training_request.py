@@ -18,7 +18,7 @@ from sagemaker_jobs.shapes import request_errors, unknown_members
 from sagemaker_jobs.training.jobinputs import JobInputs
 from sagemaker_jobs.training.launch import job_name
 from sagemaker_jobs.training.metrics import metric_definitions
-from sagemaker_jobs.training.training_request import training_job_request
+from sagemaker_jobs.training.training_request import training_job_request, warn_of_instances
 
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
 CHANNEL = {
@@ -29,10 +29,12 @@ CHANNEL = {
 INPUTS = JobInputs("s3://bucket/code/a.tar.gz", (CHANNEL,), "s3://bucket/jobs", {"DOGBREED_EXPERIMENT_ID": "1"})
 
 
+def configured(**values: Any) -> ExperimentConfig:
+    return with_values(ExperimentConfig(), {key.replace("__", "."): value for key, value in values.items()})
+
+
 def build(name: str = "dogs-1", inputs: JobInputs = INPUTS, **values: Any) -> dict[str, Any]:
-    changes = {key.replace("__", "."): value for key, value in values.items()}
-    config = with_values(ExperimentConfig(), changes)
-    return training_job_request(config, name=name, inputs=inputs, role_arn=ROLE, region="us-west-2")
+    return training_job_request(configured(**values), name=name, inputs=inputs, role_arn=ROLE, region="us-west-2")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,7 +81,7 @@ def test_training_request_asks_for_spot_capacity_with_checkpoints_of_its_own() -
 
 
 def test_training_request_starts_several_instances_by_torchrun() -> None:
-    several, one = build(sagemaker__instance_count=3), build()
+    several, one = build(sagemaker__instance_count=3, train__batch_size=33), build()
 
     assert several["ResourceConfig"]["InstanceCount"] == 3
     assert several["HyperParameters"]["sagemaker_torch_distributed_enabled"] == "true"
@@ -117,9 +119,9 @@ def test_training_request_passes_network_keys_and_warm_pool_through() -> None:
 def test_training_request_asks_for_no_volume_key_where_the_instance_brings_its_disk(
     instance_type: str, is_local: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request = build(
-        sagemaker__kms_key_id="0a1b2c3d-0a1b", sagemaker__instance_type=instance_type, sagemaker__image_uri="mine"
-    )
+    values: dict[str, Any] = {"sagemaker__kms_key_id": "0a1b2c3d-0a1b", "sagemaker__instance_type": instance_type}
+    request = build(**values, sagemaker__image_uri="mine")
+    warn_of_instances(configured(**values), region="us-west-2")
 
     assert ("VolumeKmsKeyId" in request["ResourceConfig"]) is not is_local
     assert request["OutputDataConfig"]["KmsKeyId"] == "0a1b2c3d-0a1b"
@@ -183,12 +185,39 @@ def test_training_request_takes_the_users_image_instead_of_awss() -> None:
             {"sagemaker__instance_count": 2, "profile__debugger": True, "profile__stop_on": ["DeadRelu"]},
             "profile.stop_on must be empty with sagemaker.instance_count 2",
         ),
+        (
+            {"sagemaker__instance_count": 3, "train__batch_size": 32},
+            r"train\.batch_size must be a multiple of the 3 processes that share each batch on 3 x ml\.g4dn\.xlarge",
+        ),
+        (
+            {"sagemaker__instance_count": 2, "sagemaker__instance_type": "ml.g5.48xlarge", "train__batch_size": 24},
+            "a multiple of the 16 processes",
+        ),
         ({"sagemaker__tags": {f"tag{n}": "x" for n in range(60)}}, "sagemaker.tags"),
     ],
 )
 def test_training_request_refuses_what_sagemaker_would(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build(**values)
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "count", "is_told"),
+    [
+        ("ml.g4dn.12xlarge", 1, True),
+        ("ml.g4dn.12xlarge", 2, False),
+        ("ml.g4dn.xlarge", 1, False),
+        ("ml.m5.large", 1, False),
+    ],
+)
+def test_gpus_that_would_be_paid_for_to_idle_are_told_of(
+    instance_type: str, count: int, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(sagemaker__instance_type=instance_type, sagemaker__instance_count=count)
+    warn_of_instances(config, region="us-west-2")
+    assert any("has 4 GPUs, and a training on one instance uses one" in line for line in caplog.messages) is is_told
+    alone = build(sagemaker__instance_type=instance_type, sagemaker__instance_count=count)["HyperParameters"]
+    assert ("sagemaker_torch_distributed_enabled" in alone) is (count > 1)
 
 
 def test_training_request_refuses_a_name_that_sagemaker_would() -> None:

@@ -7,15 +7,24 @@ import pytest
 
 from dogbreed_ml.arguments import parse
 from dogbreed_ml.cli import main
-from dogbreed_ml.config import DataConfig, ExperimentConfig, FeaturesConfig, ModelConfig, TrainConfig, with_values
+from dogbreed_ml.config import (
+    CategoricalDimension,
+    DataConfig,
+    ExperimentConfig,
+    FeaturesConfig,
+    ModelConfig,
+    TrainConfig,
+    with_values,
+)
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.options import TuneOptions
 from dogbreed_ml.workbench import Workbench
+from sagemaker_jobs.training.jobinputs import unknown_inputs
 from sagemaker_jobs.tuning.featurechannel import FeatureChannel
 from sagemaker_jobs.tuning.featurejob import channel_uri, features_config
-from sagemaker_jobs.tuning.searchplan import search_tags
+from sagemaker_jobs.tuning.searchplan import search_request, search_tags
 from sagemaker_jobs.tuning.tuningstatus import DATA_TAG, SEARCH_TAG
 from sagemaker_jobs.tuning.warmstart import Source
 
@@ -111,6 +120,28 @@ def test_search_is_known_by_its_results_and_not_by_where_things_lie(tmp_path: Pa
         digest(search__num_trials=3),
     ]
     assert len({digest(), *differing}) == 5
+
+
+def test_search_on_several_instances_draws_batches_that_they_can_share() -> None:
+    def request(choices: list[Any]) -> dict[str, Any]:
+        space = {"train.batch_size": CategoricalDimension(choices=choices)}
+        values = {"sagemaker.instance_count": 3, "search.engine": "sagemaker", "search.space": space}
+        return search_request(
+            with_values(CONFIG, values),
+            name="dogs",
+            inputs=unknown_inputs(lambda key: f"s3://kennel/{key}", {}),
+            role_arn="arn:aws:iam::123456789012:role/sagemaker",
+            region="us-west-2",
+            tags={},
+        )
+
+    # The config's own 32 is no trial's.
+    assert request([33, 66])["TrainingJobDefinition"]["ResourceConfig"]["InstanceCount"] == 3
+    with pytest.raises(ConfigError, match="multiple of the 3 processes .* got 32, 64"):
+        request([32, 33, 64])
+    # One pass needs one instance, whatever the trials have.
+    alone = features_config(with_values(CONFIG, {"sagemaker.instance_count": 3}))
+    assert alone.sagemaker.instance_count == 1
 
 
 def test_channel_of_a_tuning_job_is_found_in_its_description() -> None:
