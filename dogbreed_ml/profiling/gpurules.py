@@ -188,7 +188,7 @@ def load_balancing(recording: Recording, parameters: Mapping[str, Any]) -> Verdi
     kind, groups = _balanced_series(recording)
     comparable = [sorted(map(len, group.values()))[-2] for group in groups if len(group) > 1]
     if not comparable:
-        without = f"{NO_GPU}, and no two loader processes of one split"
+        without = f"{NO_GPU}, and no two loader processes of one split were sampled"
         few = without if kind == "worker" else "one GPU has nothing to balance"
         return not_applicable("LoadBalancing", few)
     if missing := shortness(max(comparable), parameters):

@@ -67,8 +67,9 @@ def memory_figure(system: SystemSamples) -> go.Figure | None:
         name = _PROCESS_LINE if len(system.nodes) == 1 else f"{node} {_PROCESS_LINE}"
         line = {"color": _COLORS[len(figure.data) % len(_COLORS)], "width": 1.8, "dash": "dot"}
         figure.add_scatter(x=seconds, y=values, name=name, mode="lines", yaxis="y2", line=line)
-        axis = {"title": "MiB", "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
-        figure.update_layout(yaxis2=axis)
+        # Without "auto" its ticks stand where those of the percents do, at 251 and 501.
+        axis = {"title": "MiB", "overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto"}
+        figure.update_layout(yaxis2={**axis, "rangemode": "tozero"})
     return figure
 
 

@@ -238,7 +238,7 @@ def test_load_balancing_compares_the_workers_of_one_split(tmp_path: Path, idle_s
 def test_load_balancing_compares_no_processes_of_which_nobody_knows_what_they_do(tmp_path: Path) -> None:
     write_workers(tmp_path, {98: 0.0, 99: 95.0}, {})
     verdict = one(tmp_path, rule_configs.LoadBalancing(patience=40))
-    assert verdict.reason == "not applicable: no GPU, and no two loader processes of one split"
+    assert verdict.reason == "not applicable: no GPU, and no two loader processes of one split were sampled"
 
 
 def test_load_balancing_has_nothing_to_say_of_one_gpu(tmp_path: Path) -> None:
