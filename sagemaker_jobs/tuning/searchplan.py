@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from statistics import mean
 from typing import Any, Final
 
-from dogbreed_ml.config import ExperimentConfig, to_dict
+from dogbreed_ml.config import ExperimentConfig, to_dict, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.pipeline.tune import check_search
@@ -82,7 +83,7 @@ def plan(
         if source.job_names:
             logger.warning("the request says nothing of --warm-start: the earlier tuning jobs are not looked at here")
         estimate = estimate_jobs(
-            config,
+            typical_trial(config),
             splits,
             price=price_of(config, context, region=placement.region, today=today),
             num_trainings=num_possible_trials(config.search),
@@ -92,6 +93,14 @@ def plan(
             progress=context.progress,
         )
         return DryRun.of(requests, config=config, plan=planned, estimate=estimate, placement=placement)
+
+
+def typical_trial(config: ExperimentConfig) -> ExperimentConfig:
+    """What an estimate counts for each trial: the mean of searched epochs, all else as the config has it."""
+    num_epochs = config.search.space.get("train.num_epochs")
+    if num_epochs is None:
+        return config
+    return with_values(config, {"train.num_epochs": round(mean(grid_values(num_epochs)))})
 
 
 def search_request(

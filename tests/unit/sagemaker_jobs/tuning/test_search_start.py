@@ -12,6 +12,7 @@ from dogbreed_ml.config import (
     DataConfig,
     ExperimentConfig,
     FeaturesConfig,
+    IntDimension,
     ModelConfig,
     TrainConfig,
     with_values,
@@ -24,7 +25,7 @@ from dogbreed_ml.workbench import Workbench
 from sagemaker_jobs.training.jobinputs import unknown_inputs
 from sagemaker_jobs.tuning.featurechannel import FeatureChannel
 from sagemaker_jobs.tuning.featurejob import channel_uri, features_config
-from sagemaker_jobs.tuning.searchplan import search_request, search_tags
+from sagemaker_jobs.tuning.searchplan import search_request, search_tags, typical_trial
 from sagemaker_jobs.tuning.tuningstatus import DATA_TAG, SEARCH_TAG
 from sagemaker_jobs.tuning.warmstart import Source
 
@@ -120,6 +121,15 @@ def test_search_is_known_by_its_results_and_not_by_where_things_lie(tmp_path: Pa
         digest(search__num_trials=3),
     ]
     assert len({digest(), *differing}) == 5
+
+
+def test_estimate_counts_the_mean_of_the_epochs_that_are_searched() -> None:
+    def epochs(**space: Any) -> int:
+        return typical_trial(with_values(CONFIG, {"search.space": space})).train.num_epochs
+
+    assert epochs(**{"train.num_epochs": IntDimension(low=1, high=399)}) == 200
+    assert epochs(**{"train.num_epochs": CategoricalDimension(choices=[2, 3, 7])}) == 4
+    assert epochs(**{"train.lr": CategoricalDimension(choices=[0.1, 0.2])}) == CONFIG.train.num_epochs
 
 
 def test_search_on_several_instances_draws_batches_that_they_can_share() -> None:
