@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,10 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dogbreed_ml.config import ExperimentConfig, config_hash
 from dogbreed_ml.files import write_whole
+
+logger = logging.getLogger(__name__)
 
 LAUNCHES_DIR = ".dogbreed/sagemaker"
 
@@ -47,10 +50,18 @@ class LaunchFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One command at a time finds or starts the job; another that wants the same waits, and finds it."""
+        """One command at a time finds or starts the job; another that wants the same says so, waits, and finds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process uploads for this job, or brings it home: waiting for %s", lock.lock_file)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def load(self) -> Launch | None:
         try:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from dogbreed_ml.config import ExperimentConfig, with_values
 from dogbreed_ml.data.splits import Sample, Split, Splits
 from dogbreed_ml.errors import ModelError
+from sagemaker_jobs.training import launch
 from sagemaker_jobs.training.jobinputs import JobPlan, local_weights, plan_inputs
 from sagemaker_jobs.training.launch import Launch, LaunchFile
 
@@ -126,3 +129,26 @@ def test_job_record_is_found_by_the_same_config_data_and_store_alone(tmp_path: P
     launch_file.clear("dogs-1")
     launch_file.clear("dogs-1")
     assert launch_file.load() is None
+
+
+def test_second_command_for_a_job_says_that_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, waits = LaunchFile(tmp_path / "train-0a1b.json"), Event()
+    told: list[str] = []
+
+    def tell(text: str, *_: object) -> None:
+        told.append(text)
+        waits.set()
+
+    def second() -> Launch | None:
+        with file.locked():
+            return file.load()
+
+    monkeypatch.setattr(launch.logger, "info", tell)
+    with ThreadPoolExecutor(1) as pool:
+        with file.locked():
+            found = pool.submit(second)
+            assert waits.wait(10)
+            file.save(Launch("dogs-train-0a1b", "us-west-2"))
+        assert found.result(10) == Launch("dogs-train-0a1b", "us-west-2")
+    assert len(told) == 1
+    assert "waiting for" in told[0]
