@@ -61,5 +61,6 @@ class JobLogs:
             lines += [f"{prefix}{event['message'].rstrip()}" for event in page["events"]]
             is_end = page["nextForwardToken"] == self._tokens.get(stream)
             self._tokens[stream] = page["nextForwardToken"]
-            if is_end or not page["events"]:
+            # A page without lines is no end: CloudWatch answers such in the midst of a stream too.
+            if is_end:
                 return
