@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from dogbreed_ml.config import (
     TrainConfig,
 )
 from dogbreed_ml.context import Context
-from dogbreed_ml.pipeline.profiled import profile
+from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.data.splits import Splits
+from dogbreed_ml.pipeline.profiled import RunProfiler, profile
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import LoaderProcesses
@@ -39,6 +42,7 @@ from dogbreed_ml.profiling.sampler import FIRST_SAMPLE_S
 from dogbreed_ml.profiling.session import RAW_DIR, ProfileSession, profiled
 from dogbreed_ml.profiling.verdicts import Verdict
 from dogbreed_ml.train import fit
+from dogbreed_ml.workbench import Workbench
 
 CORES = ("cpu0", "cpu1")
 
@@ -262,13 +266,74 @@ def test_memory_that_grows_is_seen_without_a_gpu(tmp_path: Path, is_ailing: bool
     assert verdict_of(tmp_path, rule_configs.GPUMemoryIncrease()).reason == "not applicable: no GPU"
 
 
-@pytest.mark.parametrize(("num_workers", "status"), [(0, "IssuesFound"), (100, "IssuesFound"), (None, "NoIssuesFound")])
-def test_the_wrong_number_of_loader_processes_is_found(tmp_path: Path, num_workers: int | None, status: str) -> None:
-    with profiled(tmp_path, ProfileConfig()) as session:
-        cores = multiprocessing.cpu_count()
-        session.spans.loader = LoaderProcesses(cores if num_workers is None else num_workers * cores)
-        train(session, Batches(num_samples=40), Head())
-    assert verdict_of(tmp_path, rule_configs.Dataloader()).status == status
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Splits, Path]:
+    """Photographs of three invented breeds."""
+    folder = tmp_path_factory.mktemp("drawn")
+    return load_splits(LOADED.data, project_dir=folder), folder
+
+
+LOADED = ExperimentConfig(
+    data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
+    model=ModelConfig(weights="random"),
+    features=FeaturesConfig(backend="torch-fp32"),
+    train=TrainConfig(num_epochs=1, batch_size=8, augmentation="flip", num_workers=2),
+    profile=ProfileConfig(interval_ms=50),
+    tracking=TrackingConfig(system_metrics=False),
+)
+"""Images loaded by worker processes: what augments afresh each epoch keeps no features."""
+
+NUM_CORES = multiprocessing.cpu_count()
+
+
+class Colours(Head):
+    """Trained on the mean colours of images, in steps of 30 ms: no loader of images this small starves it."""
+
+    def __init__(self) -> None:
+        super().__init__(num_features=3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        time.sleep(0.03)
+        return super().forward(inputs.float().mean(dim=(2, 3)) / 255)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning")
+@pytest.mark.parametrize(
+    ("num_workers", "status"),
+    [
+        pytest.param(
+            1, "IssuesFound", marks=pytest.mark.skipif(NUM_CORES < 2, reason="one process is right for one core")
+        ),
+        (2 * NUM_CORES + 1, "IssuesFound"),
+        (NUM_CORES, "NoIssuesFound"),
+    ],
+    ids=["too few", "too many", "as many as cores"],
+)
+def test_the_wrong_number_of_loader_processes_is_found(
+    drawn: tuple[Splits, Path], tmp_path: Path, num_workers: int, status: str
+) -> None:
+    config = replace(LOADED, train=replace(LOADED.train, num_epochs=3, batch_size=2, num_workers=num_workers))
+    splits, folder = drawn
+    with closing(Workbench(splits, folder, torch.device("cpu"))) as bench:
+        feed = bench.feeds(config).train
+        # On a busy machine processes take long to start; that is another ailment.
+        assert len(list(feed.batches(2, order=None, epoch=0))) == math.ceil(feed.num_samples / 2)
+        with profiled(tmp_path, config.profile) as session:
+            profiler = RunProfiler(config.profile, session, tmp_path)
+            assert len(list(profiler.epochs(bench, config, Colours(), feed, valid=None))) == 3
+    recording = read_recording(tmp_path / RAW_DIR)
+    loader = recording.timeline.loader
+    assert loader is not None
+    # The processes that ran, by their ids.
+    assert len(set(loader.pids["train"])) == num_workers
+    (verdict,) = judge(recording, [rule_configs.Dataloader()])
+    assert verdict.status == status, verdict.reason
+    what = [each.what for each in verdict.evidence if each.where == "loader"]
+    share = round(100 * num_workers / NUM_CORES)
+    assert what == (
+        [f"{num_workers} loader processes for {NUM_CORES} cores, {share} %."] if status == "IssuesFound" else []
+    )
+    assert (f"Set train.num_workers to {NUM_CORES}" in verdict.recommendation) == (status == "IssuesFound")
 
 
 def test_a_step_that_stalls_is_found(tmp_path: Path) -> None:
@@ -319,15 +384,7 @@ def test_two_imbalanced_workers_are_found(tmp_path: Path, busy: tuple[bool, bool
 
 
 def test_workers_of_a_real_loader_are_compared_within_their_split(tmp_path: Path) -> None:
-    config = ExperimentConfig(
-        data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
-        model=ModelConfig(weights="random"),
-        features=FeaturesConfig(backend="torch-fp32"),
-        train=TrainConfig(num_epochs=1, batch_size=8, augmentation="flip", num_workers=2),
-        profile=ProfileConfig(interval_ms=50),
-        tracking=TrackingConfig(system_metrics=False),
-    )
-    summary = profile(config, context=Context(tmp_path, argv=("dogbreed", "profile")))
+    summary = profile(LOADED, context=Context(tmp_path, argv=("dogbreed", "profile")))
     recording = read_recording(Path(summary.report_path).parent)
     loader = recording.timeline.loader
     assert loader is not None
