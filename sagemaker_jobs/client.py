@@ -20,6 +20,7 @@ from botocore.exceptions import (
     ClientError,
     ConfigParseError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     HTTPClientError,
     NoCredentialsError,
     NoRegionError,
@@ -249,6 +250,8 @@ def cloud_error(error: Exception, doing: str) -> CloudError:
         way_out = "log in again (`aws sso login`), then the same command goes on where this one ended"
     elif code in _DENIED:
         way_out = "`dogbreed deploy --print-policy` shows what must be allowed"
+    elif isinstance(error, EndpointConnectionError):
+        way_out = "check the network and the region in that address, then the same command goes on where this one ended"
     elif isinstance(error, NoCredentialsError | PartialCredentialsError | NoRegionError):
         way_out = "run `aws configure` or `aws sso login`"
     elif code is not None and not is_transient(error):

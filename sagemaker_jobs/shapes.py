@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import regex
 from botocore import xform_name
 from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StructureShape
 
+_MAX_LISTED = 8
 _INTEGERS = ("integer", "long")
 _REQUIRED = "Member must not be null"
 # Variables of a job and what a script is given: whatever a user's secrets are, they are there. Their names are not.
@@ -127,7 +129,10 @@ def _string_errors(shape: Shape, value: str, path: str) -> Iterator[str]:
     if pattern and (compiled := _compiled(pattern)) and not compiled.fullmatch(value):
         yield _render(value, path, f"Member must satisfy regular expression pattern: {pattern}")
     if shape.enum and value not in shape.enum:
-        yield _render(value, path, f"Member must satisfy enum value set: [{', '.join(shape.enum)}]")
+        # AWS prints them all, and an instance has hundreds of types.
+        nearest = get_close_matches(value, shape.enum, _MAX_LISTED, cutoff=0.0)
+        listed = shape.enum if len(shape.enum) <= _MAX_LISTED else [*nearest, "..."]
+        yield _render(value, path, f"Member must satisfy enum value set: [{', '.join(listed)}]")
 
 
 def _length_errors(shape: Shape, value: Any, path: str) -> Iterator[str]:

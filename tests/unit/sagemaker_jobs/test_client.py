@@ -98,6 +98,7 @@ def test_question_is_given_up_when_patience_ends() -> None:
         (refusal("AccessDeniedException", "not authorized"), "--print-policy"),
         (refusal("ValidationException", "bad value"), "mend what it names"),
         (NoCredentialsError(), "aws configure"),
+        (EndpointConnectionError(endpoint_url="https://sts.us-wset-2.amazonaws.com/"), "the region in that address"),
         (refusal("InternalFailure", status=500), "goes on where this one ended"),
     ],
 )
@@ -157,6 +158,13 @@ def test_check_names_every_mistake_of_a_request() -> None:
         check("CreateTrainingJob", {key: request[key] for key in ("TrainingJobName", "TrainingJobArn")})
     assert "outputDataConfig" in str(caught.value)
     check("StopTrainingJob", {"TrainingJobName": "dogs"})
+
+
+def test_check_names_what_is_nearest_to_a_mistyped_choice() -> None:
+    with pytest.raises(ConfigError, match=r"enum value set: \[(ml\.\S+, )*\.\.\.\]") as caught:
+        check("CreateTrainingJob", {"ResourceConfig": {"InstanceType": "ml.g4dn.xlrage", "VolumeSizeInGB": 1}})
+    assert "[ml.g4dn.xlarge, " in str(caught.value)
+    assert str(caught.value).count("ml.") < 12
 
 
 @pytest.mark.parametrize(
