@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -93,7 +94,7 @@ def _answer(command: Command, arguments: Sequence[str]) -> tuple[str, int]:
         import yaml
 
         return yaml.safe_dump(to_dict(command.config), sort_keys=False).rstrip(), DONE
-    with _stdout_to_stderr(), _interrupted_by_sigterm(), _context(command, arguments) as context:
+    with _stdout_to_stderr(), _interrupted_by_signals(), _context(command, arguments) as context:
         answer = _run_verb(command, context)
     # A refusal of the gate is an answer too, with figures to read.
     status = REFUSED if getattr(answer, "is_refused", False) else DONE
@@ -331,20 +332,36 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: runs are closed, workers stopped, status 130."""
-    before = signal.signal(signal.SIGTERM, _interrupt_once)
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a command as Ctrl-C does: runs are closed, workers stopped, status 130."""
+    numbers = [signal.SIGTERM]
+    # Under nohup the command outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _interrupt_once) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt_once(signal_number: int, _: FrameType | None) -> NoReturn:
-    # A second signal must not cut the cleaning up short.
-    signal.signal(signal_number, signal.SIG_IGN)
+    # A second signal must not cut the cleaning up short; a terminal that is closed may send several.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _leave_closed_terminal()
     # Named, so that nobody is asked what only a person at the keyboard can answer.
     raise KeyboardInterrupt(signal.Signals(signal_number).name)
+
+
+def _leave_closed_terminal() -> None:
+    """Whatever writes to a terminal that is gone, a progress bar's end say, would fail, and be the error of the run."""
+    null_fd = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        if stat.S_ISCHR(os.fstat(fd).st_mode) and not os.isatty(fd):
+            os.dup2(null_fd, fd)
+    os.close(null_fd)
 
 
 class _Freed:

@@ -168,21 +168,65 @@ def test_a_bug_is_not_hidden(use_stage: UseStage) -> None:
         main(["data"])
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does(use_stage: UseStage) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals, use_stage: UseStage) -> None:
     cleaned: list[bool] = []
 
-    def terminated(config: ExperimentConfig, context: Context) -> None:
+    def signalled(config: ExperimentConfig, context: Context) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             signal.pause()
         finally:
+            # A closed terminal may send more than one, and what closed it another.
+            for each in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), each)
             cleaned.append(True)
 
-    use_stage(terminated)
-    before = signal.getsignal(signal.SIGTERM)
+    use_stage(signalled)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     assert main(["data"]) == 130
     assert cleaned == [True]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_terminal_that_is_gone_fails_nobody_who_writes_to_it(use_stage: UseStage) -> None:
+    terminal_fd, stderr_fd = os.openpty()
+    kept_fd = os.dup(2)
+    os.dup2(stderr_fd, 2)
+    os.close(stderr_fd)
+
+    def hung_up(config: ExperimentConfig, context: Context) -> None:
+        os.close(terminal_fd)
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            signal.pause()
+        finally:
+            os.write(2, b"the end of a progress bar")
+
+    use_stage(hung_up)
+    try:
+        assert main(["data"]) == 130
+    finally:
+        os.dup2(kept_fd, 2)
+        os.close(kept_fd)
+
+
+def test_command_under_nohup_outlives_its_terminal(use_stage: UseStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    outlived: list[bool] = []
+
+    def hung_up(config: ExperimentConfig, context: Context) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        outlived.append(True)
+        raise ConfigError("done.")
+
+    use_stage(hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["data"]) == 2
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outlived == [True]
 
 
 def test_wrong_flag_is_one_line_and_status_2(capfd: pytest.CaptureFixture[str]) -> None:
