@@ -63,7 +63,7 @@ def mirror_prefix(
         _mirror(client, bucket, objects, target, progress)
     except (BotoCoreError, ClientError, OSError) as error:
         raise DataError(
-            f"{uri} cannot be fetched: {error}. Check data.path, AWS credentials (AWS_PROFILE) and, "
+            f"{uri} cannot be fetched: {error}. Check the address, AWS credentials (AWS_PROFILE) and, "
             "where the store is not AWS, AWS_ENDPOINT_URL."
         ) from error
     return target

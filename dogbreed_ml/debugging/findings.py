@@ -177,7 +177,8 @@ def class_imbalance(
     found = []
     small, large = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
     ratio = seen[large] / seen[small]
-    if total >= min_labels_a_class * len(seen) and ratio > threshold_imbalance:
+    # Equal counts are none, however low the threshold.
+    if total >= min_labels_a_class * len(seen) and ratio > max(threshold_imbalance, 1.0):
         what = f"{large} has {seen[large]} samples, {small} {seen[small]}: {ratio:.3g} times as many."
         found.append(Finding(step, small, what, _finite(ratio=ratio, largest=seen[large], smallest=seen[small])))
     for name, (wrong, looked_at) in (mispredicted or {}).items():

@@ -84,6 +84,12 @@ def test_class_imbalance_names_the_rare_and_the_mistaken_breed() -> None:
     )
 
 
+def test_class_imbalance_is_never_found_in_equal_counts() -> None:
+    settings: dict[str, Any] = {"threshold_imbalance": 0.5, "threshold_misprediction": 0.7, "samples": 100}
+    assert find.class_imbalance(0, {"beagle": 64, "collie": 64}, **settings) == []
+    assert len(find.class_imbalance(0, {"beagle": 64, "collie": 63}, **settings)) == 1
+
+
 @pytest.mark.parametrize(("num_labels_a_class", "wheres"), [(29, []), (30, ["rare"])])
 def test_class_imbalance_of_drawn_labels_is_told_from_enough_of_them(
     num_labels_a_class: int, wheres: list[str]
