@@ -20,6 +20,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dogbreed_ml.debugging.budget import SaveBudget
+from dogbreed_ml.debugging.classnames import save_class_names
 from dogbreed_ml.errors import ConfigError
 from dogbreed_ml.profiling.verdicts import Verdict, not_applicable
 from dogbreed_ml.ruleparameters import TENSOR_RULES, RuleName, parse_parameters
@@ -64,10 +65,13 @@ class Debugger:
         max_gib: float,
         stop_on: Sequence[RuleName] = (),
         parameters: Parameters | None = None,
+        class_names: Sequence[str] = (),
     ) -> Self:
         """Saves into `tensors_dir`, which must not exist yet, every `save_interval` steps, more rarely near `max_gib`.
 
-        `parameters` are by rule, over SageMaker's defaults. Raises ConfigError for an unknown rule or parameter.
+        `parameters` are by rule, over SageMaker's defaults. `class_names`, by label, are saved with the tensors, and
+        the verdicts use them; without them a class is named by its label. Raises ConfigError for an unknown rule or
+        parameter.
         """
         check_rules([*stop_on, *(parameters or {})])
         for rule in TENSOR_RULES:
@@ -81,6 +85,9 @@ class Debugger:
             logger.warning("The debugger is off: %s.", debugger._missing)
         else:
             debugger._hook = hooks.TrainingHook(tensors_dir, budget=budget)
+            # After the hook, which refuses a folder that is there.
+            if class_names:
+                save_class_names(tensors_dir, class_names)
         return debugger
 
     @property

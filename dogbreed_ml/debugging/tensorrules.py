@@ -18,6 +18,7 @@ from smdebug.rules.rule import Rule
 from smdebug.trials import create_trial
 
 from dogbreed_ml.debugging import findings as find
+from dogbreed_ml.debugging.classnames import load_class_names
 from dogbreed_ml.debugging.epochs import judge_loss, judge_overfit, judge_overtraining
 from dogbreed_ml.debugging.findings import Array, Finding
 from dogbreed_ml.debugging.verdict import judged
@@ -210,6 +211,7 @@ class ClassImbalance(TensorRule):
         super().__init__(base_trial, action_str, **parameters)
         self._counts: Counter[str] = Counter()
         self._last: deque[tuple[int, int]] = deque(maxlen=self.parameters["samples"])
+        self._names = load_class_names(Path(base_trial.path))
 
     def look(self, step: int) -> list[Finding]:
         labels, logits = self.tensors(step, "labels"), self.tensors(step, "predictions")
@@ -217,7 +219,7 @@ class ClassImbalance(TensorRule):
             chosen = predicted.argmax(axis=1) if predicted.ndim > 1 else predicted
             classes = truth.astype(int).tolist()
             self._last.extend(zip(classes, chosen.astype(int).tolist(), strict=True))
-            self._counts.update(map(_class_name, classes))
+            self._counts.update(map(self._class_name, classes))
             self.datapoints += len(truth)
         return find.class_imbalance(
             self.train_step,
@@ -238,7 +240,7 @@ class ClassImbalance(TensorRule):
         share_of_others = (wrong.sum() - wrong) / np.maximum(seen.sum() - seen, 1)
         chance = binom.sf(wrong - 1, seen, share_of_others)
         stands_out = (seen >= _MIN_LABELS_OF_CLASS) & (chance <= _MAX_CHANCE / np.count_nonzero(seen))
-        return {_class_name(label): (int(wrong[label]), int(seen[label])) for label in np.flatnonzero(stands_out)}
+        return {self._class_name(label): (int(wrong[label]), int(seen[label])) for label in np.flatnonzero(stands_out)}
 
     def verdict(self) -> Verdict:
         needed = max(self.parameters["samples"], _MIN_LABELS_A_CLASS * len(self._counts))
@@ -250,9 +252,8 @@ class ClassImbalance(TensorRule):
             return not_applicable(self.rule, reason, self.parameters, self.datapoints)
         return super().verdict()
 
-
-def _class_name(label: int) -> str:
-    return f"class {label}"
+    def _class_name(self, label: int) -> str:
+        return self._names[label] if 0 <= label < len(self._names) else f"class {label}"
 
 
 class LossRule(TensorRule):

@@ -12,6 +12,7 @@ from memorybatches import MemoryBatches
 from torch import nn
 
 from dogbreed_ml.config import TrainConfig
+from dogbreed_ml.debugging.classnames import CLASSES_FILE
 from dogbreed_ml.debugging.debugger import Debugger, judge_tensors
 from dogbreed_ml.debugging.epochs import EPOCH_RULES, judge_epochs
 from dogbreed_ml.errors import ConfigError, ProfileError
@@ -75,6 +76,7 @@ def debug(tmp_path: Path) -> Debug:
         save_interval: int = 2,
         max_gib: float = 1.0,
         num_classes: int = NUM_CLASSES,
+        class_names: tuple[str, ...] = (),
         **config: object,
     ) -> Debugged:
         train = train or clusters(160, seed=1)
@@ -83,7 +85,12 @@ def debug(tmp_path: Path) -> Debug:
         loss_function = build_loss(train.labels, settings, num_classes)
         tensors_dir = tmp_path / "tensors"
         debugger = Debugger.open(
-            tensors_dir, save_interval=save_interval, max_gib=max_gib, stop_on=stop_on, parameters=parameters
+            tensors_dir,
+            save_interval=save_interval,
+            max_gib=max_gib,
+            stop_on=stop_on,
+            parameters=parameters,
+            class_names=class_names,
         )
         with debugger:
             debugger.watch(model, loss_function)
@@ -269,18 +276,27 @@ def test_overfit_and_overtraining_are_found(debug: Debug) -> None:
     assert len(debugged.results) < 25
 
 
-def test_class_imbalance_is_found_by_counts_and_by_mistakes(debug: Debug) -> None:
+@pytest.mark.parametrize(
+    ("class_names", "rare"),
+    [(("Airedale", "Borzoi", "Collie", "Dhole"), "Dhole"), ((), "class 3")],
+    ids=["by name", "by label"],
+)
+def test_class_imbalance_is_found_by_counts_and_by_mistakes(
+    debug: Debug, class_names: tuple[str, ...], rare: str
+) -> None:
     train = clusters(160, seed=1)
     keep = torch.tensor([label != 3 or index < 24 for index, label in enumerate(train.labels.tolist())])
     few = MemoryBatches(train.inputs[keep], train.labels[keep])
     # The rare ones look like another breed.
     few.inputs[few.labels == 3] = few.inputs[few.labels == 0][: int((few.labels == 3).sum())]
-    debugged = debug(
-        network(), few, num_epochs=6, parameters={"ClassImbalance": {"samples": 120, "threshold_imbalance": 5}}
-    )
+    parameters = {"ClassImbalance": {"samples": 120, "threshold_imbalance": 5}}
+    debugged = debug(network(), few, num_epochs=6, parameters=parameters, class_names=class_names)
     verdict = debugged.verdicts["ClassImbalance"]
     assert verdict.status == "IssuesFound"
-    assert {each.where for each in verdict.evidence} == {"class 3"}
+    assert {each.where for each in verdict.evidence} == {rare}
+    assert rare in verdict.reason
+    afterwards = judge_tensors(debugged.tensors_dir, parameters=parameters)
+    assert {each.rule: each for each in afterwards}["ClassImbalance"] == verdict
     assert any("mispredicted_share" in each.values for each in verdict.evidence)
     assert any("ratio" in each.values for each in verdict.evidence)
 
@@ -412,3 +428,13 @@ def test_unknown_rules_are_refused(tmp_path: Path) -> None:
 def test_debugger_writes_nothing_to_stdout(debug: Debug, capsys: pytest.CaptureFixture[str]) -> None:
     debug(network(), num_epochs=1)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("text", "what"), [("[1, 2]", "must be a list of names, got [1, 2]"), ("[", "must be JSON")])
+def test_names_of_classes_that_cannot_be_read_are_an_error_with_their_place(debug: Debug, text: str, what: str) -> None:
+    debugged = debug(network(), num_epochs=1, class_names=("a", "b", "c", "d"))
+    path = debugged.tensors_dir / CLASSES_FILE
+    assert path.exists()
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=re.escape(f"{path} {what}")):
+        judge_tensors(debugged.tensors_dir)
