@@ -4,7 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from botocore.exceptions import UnknownRegionError
+from botocore.session import Session
+
 from dogbreed_ml.config import ExperimentConfig
+from dogbreed_ml.errors import ConfigError
+from sagemaker_jobs.client import configured_region
 from sagemaker_jobs.endpoints.endpoint_request import hosting_image, name_stem
 from sagemaker_jobs.iam import Document, caller_policy, execution_role_policy, tracking_policy, trust_policy
 from sagemaker_jobs.policyscope import Scope
@@ -44,9 +49,10 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_
     `tracking_uri` is where runs go: an MLflow that SageMaker manages asks for rights of its own.
     """
     wanted = config.sagemaker
-    role_arn = wanted.role_arn or PLACEHOLDER_ROLE
+    known_region = configured_region(wanted)
+    region = known_region or PLACEHOLDER_REGION
+    role_arn = wanted.role_arn or PLACEHOLDER_ROLE.replace("arn:aws:", f"arn:{_partition(region)}:")
     _, partition, _, _, account_id, _ = role_arn.split(":", 5)
-    region = wanted.region or PLACEHOLDER_REGION
     key = wanted.kms_key_id
     scope = Scope(
         account_id=account_id,
@@ -68,7 +74,7 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_
         # Of jobs and of endpoints; AWS's own lie in another account's registry from region to region.
         image_uris=(training_image(config, region=region), hosting_image(config.hosting, region=region)),
     )
-    told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": wanted.region, "sagemaker.bucket": wanted.bucket}
+    told = {"sagemaker.role_arn": wanted.role_arn, "sagemaker.region": known_region, "sagemaker.bucket": wanted.bucket}
     missing = tuple(name for name, value in told.items() if value is None)
     return Policies(
         caller_policy(scope),
@@ -77,3 +83,11 @@ def policies(config: ExperimentConfig, *, endpoint: str | None = None, tracking_
         trust_policy(account_id=account_id),
         missing,
     )
+
+
+def _partition(region: str) -> str:
+    """`aws`, `aws-cn`, `aws-us-gov`, ..."""
+    try:
+        return str(Session().get_partition_for_region(region))
+    except UnknownRegionError as error:
+        raise ConfigError(f"sagemaker.region must be one of AWS's, got {region!r}.") from error

@@ -8,6 +8,7 @@ from iamrights import REGION, Right, Rights, rights_of
 
 from dogbreed_ml.cloudconfig import HostingConfig, SagemakerConfig
 from dogbreed_ml.config import DataConfig, ExperimentConfig
+from dogbreed_ml.errors import ConfigError
 from sagemaker_jobs.endpoints.endpoint_request import Place, endpoint_name, endpoint_plan
 from sagemaker_jobs.endpoints.leases import Lease
 from sagemaker_jobs.endpoints.policies import policies
@@ -91,7 +92,26 @@ def test_policies_follow_both_own_images_and_a_managed_mlflow() -> None:
     assert "sagemaker-mlflow" not in policies(configs[0], tracking_uri="http://127.0.0.1:5000").render()
 
 
-def test_policies_without_a_config_say_what_stands_for_what() -> None:
+@pytest.mark.parametrize(("region", "partition"), [("eu-west-1", "aws"), ("cn-north-1", "aws-cn")])
+def test_policies_are_of_the_region_that_commands_take(
+    region: str, partition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    made = policies(ExperimentConfig(name="dogs"))
+    assert made.placeholders == ("sagemaker.role_arn", "sagemaker.bucket")
+    text = json.dumps(made.caller)
+    assert f"arn:{partition}:sagemaker:{region}:000000000000:endpoint/dogs*" in text
+    assert f"arn:{partition}:iam::000000000000:role/PLACEHOLDER" in text
+    assert "us-east-1" not in text
+
+
+def test_policies_of_no_region_are_refused() -> None:
+    with pytest.raises(ConfigError, match="sagemaker.region must be one of AWS's, got 'moon-east-1'"):
+        policies(ExperimentConfig(name="dogs", sagemaker=SagemakerConfig(region="moon-east-1")))
+
+
+def test_policies_without_a_config_say_what_stands_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
     made = policies(ExperimentConfig(name="dogs"), endpoint="kennel")
     assert made.placeholders == ("sagemaker.role_arn", "sagemaker.region", "sagemaker.bucket")
     assert "endpoint/kennel*" in json.dumps(made.caller)
