@@ -18,6 +18,7 @@ NOT_DONE = "not done"
 _MAX_VALUE = 256
 _REFUSED = re.compile(r"[^\w\s.:/=+\-@]")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_TERM_S = 3650 * 86400
 _TERM = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 
 
@@ -104,8 +105,8 @@ def parse_term(text: str) -> timedelta | None:
     if not _TERM.fullmatch(text):
         raise ConfigError(f"--expires must be a time such as 90m, 4h or 2d12h, or never, got {text!r}.")
     seconds = sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhdw])", text))
-    if seconds <= 0:
-        raise ConfigError(f"--expires must be more than nothing, got {text!r}.")
+    if not 0 < seconds <= _MAX_TERM_S:
+        raise ConfigError(f"--expires must be more than nothing and at most 3650d, or never, got {text!r}.")
     return timedelta(seconds=seconds)
 
 

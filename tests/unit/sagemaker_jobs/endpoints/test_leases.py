@@ -19,7 +19,7 @@ def test_term_is_read_as_people_write_it(text: str, term: timedelta | None) -> N
     assert parse_term(text) == term
 
 
-@pytest.mark.parametrize("text", ["4", "h", "tomorrow", "-4h", "0m", "4 h", ""])
+@pytest.mark.parametrize("text", ["4", "h", "tomorrow", "-4h", "0m", "4 h", "", "3651d", "99999999d", f"{'9' * 400}d"])
 def test_term_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--expires must be"):
         parse_term(text)
