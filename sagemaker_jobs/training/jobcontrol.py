@@ -172,9 +172,9 @@ def settle_interrupt(aws: Aws, launch_file: LaunchFile, *, question: Question | 
 
 
 def warn_of_job(launch: Launch, *, command: str, is_sure: bool) -> None:
-    """That it costs money, how to come back to it, and how to stop it."""
+    """That it costs money, how to come back to it, and how to stop it: each command on a line of its own, to paste."""
     logger.warning(
-        "The training job %s %s. To come back to it: %s. To stop it: aws sagemaker stop-training-job --region %s "
+        "The training job %s %s. To come back to it, and to stop it:\n%s\naws sagemaker stop-training-job --region %s "
         "--training-job-name %s",
         *(launch.name, GOES_ON if is_sure else MAY_GO_ON, command, launch.region, launch.name),
     )

@@ -137,9 +137,9 @@ def settle_tuning_job(aws: Aws, name: str, *, question: Question | None, command
 
 
 def warn_of_search(aws: Aws, name: str, *, command: str, is_sure: bool) -> None:
-    """That it costs money, how to come back to it, and how to stop it."""
+    """That it costs money, how to come back to it, and how to stop it: each command on a line of its own, to paste."""
     logger.warning(
-        "The tuning job %s %s. To come back to it: %s. To stop it: aws sagemaker stop-hyper-parameter-tuning-job "
+        "The tuning job %s %s. To come back to it, and to stop it:\n%s\naws sagemaker stop-hyper-parameter-tuning-job "
         "--region %s --hyper-parameter-tuning-job-name %s",
         *(name, GOES_ON if is_sure else MAY_GO_ON, command, aws.region, name),
     )

@@ -195,7 +195,7 @@ def test_search_cut_off_goes_on_with_its_job_and_looks_like_one_with_optuna(
         caller.tune(SECRETIVE, clock=interrupting(after=1), question=no)
     (question,) = asked
     assert "Stop the tuning job dogs-tune-" in question
-    assert "goes on and is paid for. To come back to it: dogbreed tune" in caplog.text
+    assert "goes on and is paid for. To come back to it, and to stop it:\ndogbreed tune" in caplog.text
 
     summary = caller.tune(SECRETIVE)
     assert summary.resumed
@@ -386,7 +386,10 @@ def test_feature_job_after_ctrl_c_goes_on_or_is_stopped(
     with pytest.raises(KeyboardInterrupt):
         feature_jobs.tune(clock=interrupting(after=1))
     (name,) = feature_jobs.names()
-    assert f"The training job {name} goes on and is paid for. To come back to it: dogbreed tune" in caplog.text
+    assert (
+        f"The training job {name} goes on and is paid for. To come back to it, and to stop it:\ndogbreed tune"
+        in caplog.text
+    )
     asked: list[str] = []
 
     def yes(question: str) -> bool:
@@ -444,7 +447,10 @@ def test_search_whose_store_is_away_says_that_its_job_goes_on_and_another_search
     with pytest.raises(TrackingError):
         caller.tune()
     (name,) = set(caller.tuning_jobs()) - before
-    assert f"The tuning job {name} goes on and is paid for. To come back to it: dogbreed tune." in caplog.text
+    assert (
+        f"The tuning job {name} goes on and is paid for. To come back to it, and to stop it:\ndogbreed tune\n"
+        in caplog.text
+    )
 
     other = {"photographs": {"data.num_per_breed": 11}, "config": {"train.num_epochs": 7}}
     with caller.tracker() as tracker:

@@ -115,7 +115,10 @@ def test_interrupt_while_aws_is_away_is_soon_over_and_names_the_job(
     aws = account_of(Service(described=TIMED_OUT), waiting)
     assert settle_interrupt(aws, launch_file, question=lambda _: True, command=COMMAND) is None
     assert waiting.elapsed_s < 10
-    assert f"{NAME} may go on, and is paid for then. To come back to it: {COMMAND}." in caplog.messages[-1]
+    assert (
+        f"{NAME} may go on, and is paid for then. To come back to it, and to stop it:\n{COMMAND}\n"
+        in caplog.messages[-1]
+    )
     assert f"stop-training-job --region {REGION} --training-job-name {NAME}" in caplog.messages[-1]
     assert launch_file.load() == Launch(NAME, REGION, is_created=True)
 
@@ -211,7 +214,9 @@ def test_error_while_a_job_runs_names_the_job(
     launch_file.save(Launch(NAME, REGION, is_created=True))
     with pytest.raises(type(error)), warned_of_job(launch_file, command=COMMAND):
         raise error
-    assert f"{NAME} goes on and is paid for. To come back to it: {COMMAND}" in caplog.messages[-1]
+    assert (
+        f"{NAME} goes on and is paid for. To come back to it, and to stop it:\n{COMMAND}\naws " in caplog.messages[-1]
+    )
     caplog.clear()
     # What is gone costs nothing, and an interrupt is settled by a question.
     for other in (JobGoneError(NAME), KeyboardInterrupt()):
