@@ -75,7 +75,7 @@ def deploy(config: ExperimentConfig, options: DeployOptions, *, context: Context
             # First: a file of prices that cannot be read is no news for after the endpoint is live.
             price = _price(config, aws.region, context)
             role_arn = aws.execution_role(config.sagemaker)
-            storage = Storage.open(aws, config.sagemaker)
+            storage = Storage.named(aws, config.sagemaker)
             place = Place(aws.region, role_arn, storage.uri(_key(archive_path)), storage.uri("endpoints"))
             plan = endpoint_plan(config, lease=lease, place=place)
             rollout = Rollout(

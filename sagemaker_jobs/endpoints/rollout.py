@@ -46,6 +46,7 @@ class Rollout:
 
     aws: Aws
     storage: Storage
+    """Its bucket need not be there yet."""
     tracker: "Tracker"
     version: "ModelVersion"
     plan: EndpointPlan
@@ -71,6 +72,7 @@ class Rollout:
             return self._renew(before)
         if before is not None:
             before.require_changeable()
+        self.storage.ensure_bucket()
         action: Action = "deploy" if is_first else "update"
         replaced = None if before is None or is_first else before.replaced
         with recorded(

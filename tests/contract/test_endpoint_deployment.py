@@ -312,8 +312,15 @@ def test_archive_stays_while_another_endpoint_is_made_from_it(project: Project, 
 def test_endpoint_of_somebody_else_is_left_alone(project: Project, served: Account) -> None:
     deployed = project.deploy(1, endpoint="ours")
     served.sagemaker.create_endpoint(EndpointName="theirs", EndpointConfigName=deployed.endpoint_config)
+    typo = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, bucket="typo"))
     with pytest.raises(CloudError, match="theirs must be one that this project deployed"):
-        project.deploy(1, endpoint="theirs")
+        project.deploy(1, endpoint="theirs", config=typo)
+    with pytest.raises(ConfigError, match="The endpoint ours must not be there yet"):
+        project.deploy(2, endpoint="ours", config=typo, first=True)
+    with pytest.raises(ConfigError, match="--endpoint must be letters, digits and inner hyphens"):
+        project.deploy(1, endpoint="bad_name", config=typo)
+    assert "typo" not in [each["Name"] for each in served.s3.list_buckets()["Buckets"]]
+    assert project.told() == [("deploy", 1, "done")]
     with pytest.raises(ConfigError, match="got 'theirs'; SageMaker has: "):
         removal.delete("theirs", CONFIG, context=project.context, confirm=None, yes=True)
     remote = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context).remote
