@@ -5,6 +5,7 @@ No price is written down in this project; where neither source knows one, there 
 
 import json
 import logging
+import math
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -40,6 +41,25 @@ class Price:
     def render(self) -> str:
         date_text = f", {self.asked_on}" if self.asked_on else ""
         return f"${self.usd_per_hour:g} an hour ({self.source}{date_text})"
+
+
+def read_prices(config: SagemakerConfig, *, project_dir: Path) -> dict[str, float] | None:
+    """Dollars an hour by instance type of sagemaker.prices_path; None without one. Raises ConfigError."""
+    if config.prices_path is None:
+        return None
+    path = project_dir / Path(config.prices_path).expanduser()
+    rule = 'sagemaker.prices_path must be a JSON file such as {"ml.g5.xlarge": 1.25}'
+    try:
+        prices = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{rule}, and {path} cannot be read: {error}.") from error
+    if not isinstance(prices, dict):
+        raise ConfigError(f"{rule}, got {prices!r} in {path}.")
+    for name, value in prices.items():
+        # Python reads NaN and Infinity, which are no JSON.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"{rule}, got {value!r} for {name} in {path}.")
+    return {name: float(value) for name, value in prices.items()}
 
 
 def look_up_price(
@@ -83,8 +103,12 @@ def find_price(
 
     Raises ConfigError for a file of prices that cannot be read. That AWS does not answer is no error.
     """
-    if config.prices_path is not None:
-        return _price_of_file(project_dir / Path(config.prices_path).expanduser(), instance_type)
+    prices = read_prices(config, project_dir=project_dir)
+    if prices is not None:
+        if instance_type not in prices:
+            logger.warning("%s names no price of %s.", config.prices_path, instance_type)
+            return None
+        return Price(prices[instance_type], Path(str(config.prices_path)).name)
     path, key = project_dir / PRICES_FILE, f"{region} {component} {instance_type}"
     known = _load(path)
     kept = Price(**known[key]) if key in known else None
@@ -102,20 +126,6 @@ def find_price(
     price = Price(usd_per_hour, "AWS Price List", today.isoformat())
     write_whole(path, json.dumps({**known, key: asdict(price)}, indent=2))
     return price
-
-
-def _price_of_file(path: Path, instance_type: str) -> Price | None:
-    rule = f'sagemaker.prices_path must be a JSON file such as {{"{instance_type}": 1.25}}'
-    try:
-        prices = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{rule}, and {path} cannot be read: {error}.") from error
-    value = prices.get(instance_type) if isinstance(prices, dict) else prices
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ConfigError(f"{rule}, got {value!r} in {path}.")
-    return Price(float(value), path.name)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -145,16 +145,22 @@ def test_price_is_none_where_the_list_has_none_or_refuses(
     assert not (tmp_path / PRICES_FILE).exists()
 
 
-def test_file_of_prices_wins_and_asks_nobody(price_list: PriceList, tmp_path: Path) -> None:
+def test_file_of_prices_wins_and_asks_nobody(
+    price_list: PriceList, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     price_list.products = [product("ml.g5.xlarge", "1.5")]
     (tmp_path / "prices.json").write_text('{"ml.g5.xlarge": 0.4}')
 
     assert find(tmp_path, prices_path="prices.json") == Price(0.4, "prices.json")
     assert find(tmp_path, prices_path="prices.json", instance_type="ml.m5.xlarge") is None
+    assert "prices.json names no price of ml.m5.xlarge" in caplog.text
     assert price_list.asked == []
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[1]", '{"ml.g5.xlarge": "cheap"}', '{"ml.g5.xlarge": -1}', None])
+@pytest.mark.parametrize(
+    "content",
+    ["no JSON", "[1]", "null", '{"ml.g5.xlarge": "cheap"}', '{"ml.g5.xlarge": -1}', '{"ml.m5.xlarge": Infinity}', None],
+)
 def test_file_of_prices_that_is_none_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "prices.json").write_text(content)
