@@ -17,7 +17,7 @@ from sagemaker_jobs.endpoints import endpoint as endpoints
 from sagemaker_jobs.endpoints.guards import count_invocations
 from sagemaker_jobs.endpoints.leases import Lease
 from sagemaker_jobs.endpoints.removal import Removal, remove
-from sagemaker_jobs.pricing import find_price
+from sagemaker_jobs.pricing import find_price, read_prices
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def list_all(config: ExperimentConfig, options: EndpointsOptions, *, context: Co
     local = None if options.target == "sagemaker" else list_endpoints(context=context)
     if options.target == "local":
         return LiveEndpoints(local)
+    # Before anything is deleted.
+    read_prices(config.sagemaker, project_dir=context.project_dir)
     must_answer = options.target == "sagemaker" or options.reap
     try:
         aws = Aws.open(config.sagemaker) if must_answer else Aws.open(config.sagemaker, patience_s=_PATIENCE_S)
@@ -144,12 +146,12 @@ def reap(aws: Aws, config: ExperimentConfig, *, context: Context) -> list[Remova
         try:
             why = f"its lease ended {lease.expires}"
             reaped.append(remove(aws, lease, config, context=context, action="reap", why=why))
+            # At once: what comes after may fail, and the answer with it.
+            logger.info("%s, past its lease, is deleted", lease.endpoint)
         except CloudError as error:
             logger.warning("%s is past its lease and may be live, and cost money: %s", lease.endpoint, error)
             failures.append(error)
     if failures:
-        for each in reaped:
-            logger.info("%s (past its lease)", each.render())
         raise failures[0]
     return reaped
 

@@ -274,7 +274,13 @@ def test_endpoint_past_its_lease_is_reaped(project: Project, served: Account, ca
     wait_for(lambda: datetime.now(UTC), lambda now: now.isoformat() > served.tags()["dogbreed:expires"])
     shown = endpointlist.list_all(CONFIG, EndpointsOptions(target="sagemaker"), context=project.context)
     assert "(over)" in shown.render()
+    unpriced = replace(CONFIG, sagemaker=replace(CONFIG.sagemaker, prices_path="nowhere.json"))
+    with pytest.raises(ConfigError, match="sagemaker.prices_path must be a JSON file"):
+        endpointlist.list_all(unpriced, EndpointsOptions(reap=True), context=project.context)
+    assert set(served.names()["endpoints"]) == {"dogs", "cats"}
+    caplog.set_level("INFO")
     reaped = endpointlist.list_all(CONFIG, EndpointsOptions(reap=True), context=project.context)
+    assert "dogs, past its lease, is deleted" in caplog.text
     assert [each.name for each in reaped.reaped] == ["dogs"]
     assert [each.lease.endpoint for each in reaped.remote] == ["cats"]
     assert "deleted  the endpoint dogs" in reaped.render()
