@@ -83,7 +83,7 @@ class SagemakerConfig:
         require_number("sagemaker.instance_count", self.instance_count, low=1)
         require_number("sagemaker.volume_gib", self.volume_gib, low=1)
         require_number("sagemaker.max_runtime_s", self.max_runtime_s, low=1, high=28 * 86400)
-        require_number("sagemaker.keep_alive_s", self.keep_alive_s, low=0, high=3600)
+        require_number("sagemaker.keep_alive_s", self.keep_alive_s, low=0, high=21600)
         require(self.max_wait_s is None or self.spot, "sagemaker.max_wait_s needs sagemaker.spot", self.max_wait_s)
         if self.max_wait_s is not None:
             require_number("sagemaker.max_wait_s", self.max_wait_s, low=self.max_runtime_s)

@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cpu": {"sagemaker__instance_type": "ml.m5.xlarge"},
     "spot": {"sagemaker__spot": True, "sagemaker__max_wait_s": 20_000},
     "several instances": {"sagemaker__instance_count": 2, "sagemaker__encrypt_traffic": True},
-    "warm pool": {"sagemaker__keep_alive_s": 1800},
+    "warm pool": {"sagemaker__keep_alive_s": 21600},
     "vpc": {"sagemaker__subnets": ["subnet-0a1b2c3d"], "sagemaker__security_group_ids": ["sg-0a1b2c3d"]},
     "kms": {"sagemaker__kms_key_id": "arn:aws:kms:us-west-2:123456789012:key/0a1b2c3d-0a1b"},
     "tags": {"sagemaker__tags": {"team": "kennel", "cost-center": "42"}},
