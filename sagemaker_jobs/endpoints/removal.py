@@ -72,7 +72,7 @@ def is_configured(config: ExperimentConfig) -> bool:
 def delete(
     name: str, config: ExperimentConfig, *, context: Context, confirm: Confirm | None, yes: bool = False
 ) -> Removal:
-    """Asks, then removes an endpoint of ours with its parts; ConfigError where nobody can be asked.
+    """Asks, then removes an endpoint of ours with its parts; ConfigError where there is nobody to ask.
 
     What was captured, and the log group, stay: they are data.
     """
@@ -143,7 +143,7 @@ def _ask(aws: Aws, name: str, lease: Lease, confirm: Confirm | None) -> None:
         "Delete it?"
     )
     if not confirm(question):
-        raise ConfigError(f"{name} stays: the answer was no.")
+        raise DogbreedError(f"{name} stays: the answer was no.")
 
 
 @contextmanager

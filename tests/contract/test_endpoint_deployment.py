@@ -23,7 +23,7 @@ from hostedversions import (
 from plantedsecrets import assert_absent, plant
 
 from dogbreed_ml.config import ExperimentConfig
-from dogbreed_ml.errors import CloudError, ConfigError, GateError
+from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError, GateError
 from dogbreed_ml.options import DeployOptions, EndpointsOptions
 from dogbreed_ml.pipeline.history import list_history
 from dogbreed_ml.registry import load_version
@@ -101,8 +101,10 @@ def test_version_is_deployed_updated_under_load_rolled_back_and_deleted(project:
 
     with pytest.raises(ConfigError, match="dogs is live: delete asks on a terminal, and there is none; give --yes"):
         removal.delete("dogs", CONFIG, context=context, confirm=None)
-    with pytest.raises(ConfigError, match="dogs stays: the answer was no"):
+    with pytest.raises(DogbreedError, match="dogs stays: the answer was no") as refused:
         removal.delete("dogs", CONFIG, context=context, confirm=lambda question: "was called" not in question)
+    # A wrong argument it is not.
+    assert not isinstance(refused.value, ConfigError)
     removed = removal.delete("dogs", CONFIG, context=context, confirm=lambda _: True)
     assert sorted(removed.endpoint_configs) == sorted([first.endpoint_config, second.endpoint_config])
     assert len(removed.archives) == 2
