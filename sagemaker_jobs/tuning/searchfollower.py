@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dogbreed_ml.config import ExperimentConfig
-from dogbreed_ml.errors import CloudError
+from dogbreed_ml.errors import CloudError, SearchError
 from dogbreed_ml.runs import CAUSE_TAG
+from dogbreed_ml.search import SearchResult, conclude
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.tracking import ChildRun, Run, Tracker
 from dogbreed_ml.trials import EPOCH_TAG, INTERRUPTED, OBJECTIVE_METRIC, STATE_TAG, State, TrialRecord
@@ -74,6 +75,22 @@ class SearchFollower:
             interval_s=LOCAL_INTERVAL_S if self.aws.is_local else INTERVAL_S,
             clock=self.aws.clock,
         )
+
+    def result(self, job: Job) -> SearchResult:
+        """Of the ended tuning job and what was brought home of it; SearchError where it failed without one trial."""
+        status = job["HyperParameterTuningJobStatus"]
+        records = [self.records[number] for number in sorted(self.records)]
+        num_completed = sum(record.state == "COMPLETE" for record in records)
+        if status == "Failed" and not num_completed:
+            causes = "; ".join(dict.fromkeys(record.cause or "unknown" for record in records))
+            reason = job.get("FailureReason", "SageMaker gives no reason")
+            raise SearchError(f"The tuning job {self.name} failed: {reason} {causes}".rstrip())
+        if status != "Completed":
+            logger.warning(
+                "the tuning job %s ended as %s; going on with its completed trials: %d",
+                *(self.name, status, num_completed),
+            )
+        return conclude(self.name, records, self.config.search)
 
     def bring_home(self, tuning_job: Job, display: SearchDisplay) -> None:
         """Imports the jobs that have ended since the last look."""

@@ -21,7 +21,7 @@ from dogbreed_ml.pipeline.tune import check_search, finish_search
 from dogbreed_ml.progress import TerminalProgress
 from dogbreed_ml.provenance import render_command
 from dogbreed_ml.samplers import num_possible_trials
-from dogbreed_ml.search import SearchResult, conclude
+from dogbreed_ml.search import SearchResult
 from dogbreed_ml.searchdisplay import SearchDisplay
 from dogbreed_ml.spans import SpanTotals
 from dogbreed_ml.summaries import TuneSummary
@@ -253,7 +253,7 @@ class _Search:
             with self._display(follower.config) as display:
                 job = follower.follow(display)
             follower.parent.set_tags(_links(self.aws, job))
-            return _result(job, follower)
+            return follower.result(job)
         # There is nothing more to come from this one.
         except (TuningJobGoneError, SearchError):
             self.launch_file.clear(follower.name)
@@ -291,21 +291,6 @@ class _Search:
                 is_sure = found is not None or (launch is not None and launch.is_created)
                 warn_of_search(self.aws, follower.name, command=command, is_sure=is_sure)
             raise
-
-
-def _result(job: Job, follower: SearchFollower) -> SearchResult:
-    name, status = follower.name, job["HyperParameterTuningJobStatus"]
-    records = [follower.records[number] for number in sorted(follower.records)]
-    num_completed = sum(record.state == "COMPLETE" for record in records)
-    if status == "Failed" and not num_completed:
-        causes = "; ".join(dict.fromkeys(record.cause or "unknown" for record in records))
-        reason = job.get("FailureReason", "SageMaker gives no reason")
-        raise SearchError(f"The tuning job {name} failed: {reason} {causes}".rstrip())
-    if status != "Completed":
-        logger.warning(
-            "the tuning job %s ended as %s; going on with its completed trials: %d", name, status, num_completed
-        )
-    return conclude(name, records, follower.config.search)
 
 
 def _links(aws: Aws, job: Job) -> dict[str, str]:
