@@ -1,46 +1,38 @@
 """`dogbreed profile --suggest`: tries what the rules advise, a few steps each, and keeps what is faster."""
 
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-import torch
 import yaml
-from torch import Tensor
 
 from dogbreed_ml.backend import device_of
 from dogbreed_ml.config import ExperimentConfig, flatten, with_values
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.files import write_whole
-from dogbreed_ml.train import Batches, fit, uses_bf16
+from dogbreed_ml.pipeline.speed import images_per_s
+from dogbreed_ml.train import uses_bf16
 from dogbreed_ml.workbench import Workbench, uses_features
 
 logger = logging.getLogger(__name__)
 
 OVERLAY_FILE: Final = ".dogbreed/profiles/suggestion.yaml"
 
+MAX_S: Final = 120.0
+"""After it no further setting is tried; a step of the whole of ResNet50 may take seconds."""
 MIN_GAIN: Final = 1.05
 """What is not faster by a twentieth is noise."""
 
 _MEMORY_FORMATS: Final = ("channels_last", "contiguous")
-_NUM_WARM_STEPS: Final = 3
-_NUM_STEPS: Final = 8
-"""The fewest that are measured; data that hold fewer are measured whole."""
-_NUM_ROUNDS: Final = 5
-"""So many batches a worker process, where the time allows: N workers bring the first N batches at one time."""
-_ENOUGH_S: Final = 1.0
-"""Passes are repeated until they took so long together, or until _MAX_PASSES."""
-_MAX_PASSES: Final = 5
-_MAX_PASS_S: Final = 3.0
-"""A pass has no more steps than fit into it, but _NUM_STEPS."""
+_MIN_EPOCH_STEPS: Final = 8
+"""No batch is tried that leaves an epoch fewer."""
 _FINAL_ROUNDS: Final = 3
 
 
@@ -89,105 +81,95 @@ class SuggestSummary:
 Measure = Callable[[Workbench, ExperimentConfig], float]
 
 
-def images_per_s(bench: Workbench, config: ExperimentConfig) -> float:
-    """Of the first steps of an epoch, from its start to its end, in the median of a few such passes.
-
-    A pass loads as many batches as it trains, so that none comes from before the clock was started: with workers that
-    had read ahead, twelve of them would seem to load twice what they can. The wait for the first batch counts, as it
-    does in every epoch.
-    """
-    feed = bench.feeds(config).train
-    num_workers = 0 if uses_features(config) else config.train.num_workers
-    batch_size = config.train.batch_size
-    train = _Part(feed, _NUM_WARM_STEPS * batch_size)
-    if num_workers:
-        train.start(num_workers, batch_size)
-    epochs = fit(
-        bench.model(config), train, valid=None, config=replace(config.train, num_epochs=1 + _MAX_PASSES, patience=None),
-        metrics=lambda logits, labels: {}, num_classes=bench.num_classes, device=bench.device,
-    )  # fmt: skip
-    with closing(epochs):
-        step_s = train.step_s(next(epochs).seconds, num_workers)
-        num_steps = pass_steps(step_s, math.ceil(feed.num_samples / batch_size), num_workers=num_workers)
-        train.limit = min(feed.num_samples, num_steps * batch_size)
-        passes: list[float] = []
-        for result in epochs:
-            # The loss of an epoch is read from the device before its time is: every step is done by then.
-            passes.append(result.seconds)
-            if sum(passes) >= _ENOUGH_S:
-                break
-    return train.limit / max(median(passes), 1e-9)
-
-
-def pass_steps(step_s: float, num_epoch_steps: int, *, num_workers: int) -> int:
-    """How many steps of an epoch are measured where one takes about `step_s`."""
-    most_workers = max(num_workers, os.cpu_count() or 1) if num_workers else 0
-    # For any number of workers as many, so that the wait for the first batch weighs the same in each.
-    wanted = max(_ENOUGH_S / max(step_s, 1e-9), _NUM_ROUNDS * most_workers)
-    num_steps = max(_NUM_STEPS, math.ceil(min(wanted, _MAX_PASS_S / max(step_s, 1e-9))))
-    # Whole rounds of the workers: nine batches take eight workers as long as sixteen.
-    num_steps = num_workers * math.ceil(num_steps / num_workers) if num_workers else num_steps
-    is_short = num_epoch_steps < 2 * num_steps and num_epoch_steps * step_s <= 2 * _MAX_PASS_S
-    return num_epoch_steps if is_short else min(num_steps, num_epoch_steps)
-
-
 def suggest(config: ExperimentConfig, *, context: Context, measure: Measure = images_per_s) -> SuggestSummary:
     """Tries loader workers, precision, memory format and batch size in turn, each on top of the best so far, and writes
-    the overlay; an earlier one is deleted.
+    the overlay; an earlier one is deleted. After MAX_S no further setting is begun.
 
     Kept features are used where they are there. Raises what a training with this config would.
     """
     splits = load_splits(config.data, project_dir=context.project_dir, progress=context.progress)
-    bench = Workbench(splits, context.project_dir, device_of(), context.progress)
     overlay_path = context.project_dir / OVERLAY_FILE
-    attempts: list[Attempt] = []
-    best: dict[str, Any] = {}
-    with closing(bench):
+    with closing(Workbench(splits, context.project_dir, device_of(), context.progress)) as bench:
         num_samples = bench.feeds(config).train.num_samples
         # Whatever comes of this: it would be laid over an experiment as what was found now.
         overlay_path.unlink(missing_ok=True)
-        # The first pass of a process pays for what later ones find done.
-        measure(bench, config)
-        for name, choices in dimensions(config, num_samples=num_samples, num_cores=os.cpu_count() or 1):
-            speed = measure(bench, with_values(config, best))
-            for value in choices:
-                attempt = _tried(bench, config, {**best, name: value}, best=best, speed=speed, measure=measure)
-                attempts.append(attempt)
-                if attempt.is_better:
-                    best, speed = attempt.values, attempt.images_per_s
-        before, after = _paired(bench, config, best, measure)
+        search = _Search(bench, config, measure)
+        search.run(dimensions(config, num_samples=num_samples, num_cores=os.cpu_count() or 1))
+        before, after = search.paired()
+    best = search.best
     if best and after <= MIN_GAIN * before:
         logger.info("The gain did not last: %.1f and %.1f images/s.", before, after)
         best, after = {}, before
     notes: tuple[str, ...] = ()
+    if search.untried:
+        left_out = ", ".join(map(_flags, search.untried))
+        notes += (f"Not tried, because {MAX_S:.0f} s were over: {left_out}.",)
     if "train.batch_size" in best:
         notes += ("A larger batch takes fewer steps: raise train.lr with it, and look at the accuracy.",)
     return SuggestSummary(
-        attempts=tuple(attempts),
+        attempts=tuple(search.attempts),
         best=best,
-        before_images_per_s=round(before, 1),
-        after_images_per_s=round(after, 1),
+        before_images_per_s=round(before, 3),
+        after_images_per_s=round(after, 3),
         overlay_path=str(_write_overlay(overlay_path, best)) if best else None,
         notes=notes,
     )
 
 
-def _tried(
-    bench: Workbench,
-    config: ExperimentConfig,
-    values: dict[str, Any],
-    *,
-    best: Mapping[str, Any],
-    speed: float,
-    measure: Measure,
-) -> Attempt:
-    """`values` beside `best`, whose images/s were `speed`."""
-    before, after = speed, measure(bench, with_values(config, values))
-    if after > MIN_GAIN * before:
-        # Twice, in turns: on a machine that does other things too, one pass may be twice as slow as the next.
-        after, before = measure(bench, with_values(config, values)), measure(bench, with_values(config, best))
-    logger.info("%s: %.1f images/s, %.1f without", _flags(values), after, before)
-    return Attempt(values, round(after, 3), round(before, 3), after > MIN_GAIN * before)
+@dataclass
+class _Search:
+    """Settings tried one after the other, from its making on."""
+
+    bench: Workbench
+    config: ExperimentConfig
+    measure: Measure
+    attempts: list[Attempt] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    untried: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._end_s = perf_counter() + MAX_S
+
+    def run(self, choices: Iterable[tuple[str, list[Any]]]) -> None:
+        # The first pass of a process pays for what later ones find done.
+        self._speed({})
+        for name, values in choices:
+            speed: float | None = None
+            for value in values:
+                if self._is_over:
+                    self.untried.append({name: value})
+                    continue
+                attempt = self._tried({**self.best, name: value}, speed or self._speed(self.best))
+                self.attempts.append(attempt)
+                # Of the best until now, measured last.
+                speed = attempt.before_images_per_s
+                if attempt.is_better:
+                    self.best, speed = attempt.values, attempt.images_per_s
+
+    def paired(self) -> tuple[float, float]:
+        """Images/s before and after, in turns, so that what slows the machine slows both; medians."""
+        before, after = list[float](), list[float]()
+        while len(before) < _FINAL_ROUNDS and not (before and self._is_over):
+            before.append(self._speed({}))
+            if self.best:
+                after.append(self._speed(self.best))
+        return median(before), median(after or before)
+
+    @property
+    def _is_over(self) -> bool:
+        return perf_counter() >= self._end_s
+
+    def _speed(self, values: Mapping[str, Any]) -> float:
+        return self.measure(self.bench, with_values(self.config, values))
+
+    def _tried(self, values: dict[str, Any], speed: float) -> Attempt:
+        """`values` beside the best, whose images/s were `speed`."""
+        before, after = speed, self._speed(values)
+        if after > MIN_GAIN * before:
+            # Twice, in turns: on a machine that does other things too, one pass may be twice as slow as the next.
+            after, before = self._speed(values), self._speed(self.best)
+        logger.info("%s: %.1f images/s, %.1f without", _flags(values), after, before)
+        return Attempt(values, round(after, 3), round(before, 3), after > MIN_GAIN * before)
 
 
 def dimensions(config: ExperimentConfig, *, num_samples: int, num_cores: int) -> Iterator[tuple[str, list[Any]]]:
@@ -202,7 +184,7 @@ def dimensions(config: ExperimentConfig, *, num_samples: int, num_cores: int) ->
     yield "train.precision", ["fp32" if is_bf16 else "bf16"]
     if has_convolutions:
         yield "train.memory_format", [each for each in _MEMORY_FORMATS if each != _memory_format(config)]
-    largest = num_samples // _NUM_STEPS
+    largest = num_samples // _MIN_EPOCH_STEPS
     yield "train.batch_size", [n for n in (2 * now["train.batch_size"], 4 * now["train.batch_size"]) if n <= largest]
 
 
@@ -211,50 +193,6 @@ def _memory_format(config: ExperimentConfig) -> str:
     if config.train.memory_format != "auto":
         return config.train.memory_format
     return "contiguous" if uses_features(config) else "channels_last"
-
-
-def _paired(
-    bench: Workbench, config: ExperimentConfig, best: Mapping[str, Any], measure: Measure
-) -> tuple[float, float]:
-    """Images/s before and after, in turns, so that what slows the machine slows both."""
-    speeds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_FINAL_ROUNDS):
-        speeds[0].append(measure(bench, config))
-        if best:
-            speeds[1].append(measure(bench, with_values(config, best)))
-    return median(speeds[0]), median(speeds[1] or speeds[0])
-
-
-class _Part:
-    """The first samples of other batches, up to `limit`, in each epoch's own order."""
-
-    def __init__(self, batches: Batches, limit: int):
-        self._batches = batches
-        self.num_samples = batches.num_samples
-        self.labels = batches.labels
-        self.limit = min(limit, self.num_samples)
-        self._waits_s: list[float] = []
-        """For each batch of the last epoch."""
-
-    def start(self, num_workers: int, batch_size: int) -> None:
-        """Loads a batch with each worker process."""
-        rows = torch.arange(min(self.num_samples, num_workers * batch_size))
-        for _ in self._batches.batches(batch_size, order=rows, epoch=0):
-            pass
-
-    def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = torch.arange(self.num_samples) if order is None else order
-        self._waits_s = []
-        start = perf_counter()
-        for batch in self._batches.batches(batch_size, order=rows[rows < self.limit], epoch=epoch):
-            self._waits_s.append(perf_counter() - start)
-            yield batch
-            start = perf_counter()
-
-    def step_s(self, epoch_s: float, num_workers: int) -> float:
-        """What a step takes about, by a short epoch of `epoch_s`; its waits are those of a whole round of workers."""
-        num_steps, waited_s = len(self._waits_s), sum(self._waits_s)
-        return (epoch_s - waited_s) / num_steps + waited_s / max(num_steps, num_workers)
 
 
 def _write_overlay(path: Path, values: Mapping[str, Any]) -> Path:
