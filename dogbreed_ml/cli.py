@@ -308,13 +308,25 @@ def _context(command: Command, arguments: Sequence[str]) -> "Iterator[Context]":
 
 def _log_handler(console: "Console", *, names_level: bool) -> logging.Handler:
     if console.is_terminal:
-        from rich.logging import RichHandler
-
-        # Through the progress bar's console, so that a log line does not tear the bar.
-        return RichHandler(console=console, show_time=False, show_path=False, markup=False)
+        return _TerminalHandler(console)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s" if names_level else "%(message)s"))
     return handler
+
+
+class _TerminalHandler(logging.Handler):
+    """Through the progress bar's console, so that a line does not tear the bar; not wrapped as rich's own handler does,
+    so that a command in it can be pasted."""
+
+    def __init__(self, console: "Console") -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        level = (f"{record.levelname:8} ", f"logging.level.{record.levelname.lower()}")
+        self._console.print(Text.assemble(level, self.format(record)), soft_wrap=True)
 
 
 @contextmanager

@@ -155,7 +155,8 @@ class WorkerPool:
             target=_work,
             args=(theirs, self._spec, self._num_made),
             name=f"dogbreed-worker-{self._num_made}",
-            daemon=True,
+            # A daemon may have no processes that load its images.
+            daemon=False,
         )
         process.start()
         # Ours alone is left open, so that the worker's end is closed when the worker dies.
@@ -186,8 +187,9 @@ def _render_exit(code: int | None) -> str:
 
 def _work(connection: Connection, spec: WorkerSpec, worker: int) -> None:
     """The worker process: runs a trial each time it is told to, until it is told to stop."""
-    # Ctrl-C reaches the whole group; the parent decides and tells us by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach the whole group; the parent decides and tells us by SIGTERM.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, raise_terminated)
     _end_with_parent()
     spec.limit_threads(spec.num_threads)

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import active_children
+from multiprocessing.util import Finalize
 from typing import Any, cast
 
 import numpy as np
@@ -51,6 +53,9 @@ class ImageBatches:
         self._loader: DataLoader[Batch] | None = None
         self.worker_pids: tuple[int, ...] = ()
         """Of the worker processes, once they have started."""
+        # In a process that is multiprocessing's own, such as a search's: its end would kill ours, and torch would raise
+        # in the middle of that.
+        Finalize(self, _close, args=(weakref.ref(self),), exitpriority=1)
 
     def batches(self, batch_size: int, *, order: Tensor | None, epoch: int) -> Iterator[Batch]:
         """One pass in `order`, a permutation int64 (n,), or in the split's own order for None; the last batch is short.
@@ -94,6 +99,11 @@ class ImageBatches:
             prefetch_factor=_PREFETCH if is_parallel else None,
             pin_memory=self._pin_memory,
         )
+
+
+def _close(batches: "weakref.ref[ImageBatches]") -> None:
+    if (found := batches()) is not None:
+        found.close()
 
 
 class _Plan(Sampler[list[tuple[int, int]]]):
@@ -143,9 +153,10 @@ class _Images:
 
 
 def _end_quietly(worker: int) -> None:
-    """SIGTERM reaches the whole process group. A worker that it killed would raise in its parent, whenever that is:
-    while it writes down that it was stopped, say. One that ends with 0 does not."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    """SIGTERM and a closed terminal's SIGHUP reach the whole process group. A worker that they killed would raise in
+    its parent, whenever that is: while it writes down that it was stopped, say. One that ends with 0 does not."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _identity(batch: Any) -> Any:

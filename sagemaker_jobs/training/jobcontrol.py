@@ -202,7 +202,7 @@ def failure_of(job: Job) -> str:
         "MaxRuntimeExceeded": "it ran longer than sagemaker.max_runtime_s allows; raise that",
         "MaxWaitTimeExceeded": "it waited longer for spot capacity than sagemaker.max_wait_s allows; raise that",
         "Interrupted": "spot capacity was taken away; the same command tries again",
-    }.get(job.get("SecondaryStatus", ""), "somebody stopped it" if status == "Stopped" else "SageMaker gives no reason")
+    }.get(job.get("SecondaryStatus", ""), "it was stopped" if status == "Stopped" else "SageMaker gives no reason")
     return f"The training job {name} ended as {status}: {detail}"
 
 

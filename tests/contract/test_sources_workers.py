@@ -1,6 +1,7 @@
 """The uncached path with real worker processes."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from imagefiles import make_breeds
 
 from dogbreed_ml.config import DataConfig
+from dogbreed_ml.data import loaders
 from dogbreed_ml.data.loaders import ImageBatches
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Split
@@ -64,7 +66,32 @@ def test_image_batches_keep_their_workers_over_epochs_and_end_them(split: Split)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_of_a_process_of_multiprocessing_end_with_it(split: Split, capfd: pytest.CaptureFixture[str]) -> None:
+    """As in a search whose trials run side by side."""
+    process = multiprocessing.get_context("fork").Process(target=_load_and_return, args=(split,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
+_kept: list[ImageBatches] = []
+
+
+def _load_and_return(split: Split) -> None:
+    torch.set_num_threads(1)
+    # As they are until they have begun.
+    loaders._end_quietly = _end_by_sigterm
+    _kept.append(_batches(split, num_workers=2))
+    _images(_kept[0], epoch=0)
+    assert len(_kept[0].worker_pids) == 2
+
+
+def _end_by_sigterm(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_that_a_signal_of_the_group_ends_raise_nothing_in_their_parent(
     split: Split, number: signal.Signals
 ) -> None:

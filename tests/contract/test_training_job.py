@@ -437,7 +437,7 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_and_the_same_command_comes_bac
     assert f"stop-training-job --region us-west-2 --training-job-name {name}" in told
 
     sagemaker.stop_training_job(TrainingJobName=name)
-    with pytest.raises(CloudError, match="somebody stopped it"):
+    with pytest.raises(CloudError, match="it was stopped"):
         project.train()
     assert any("was started before" in line for line in caplog.messages)
     assert [each["TrainingJobName"] for each in jobs_of(sagemaker, project)] == [name]
@@ -603,7 +603,7 @@ def test_expired_token_says_so_and_the_same_command_goes_on_with_the_job(
     assert f"{job['TrainingJobName']} goes on and is paid for" in caplog.messages[-1]
 
     sagemaker.stop_training_job(TrainingJobName=job["TrainingJobName"])
-    with pytest.raises(CloudError, match="somebody stopped it"):
+    with pytest.raises(CloudError, match="it was stopped"):
         project.train()
     assert len(jobs_of(sagemaker, project)) == len(project.runs()) == 1
 
@@ -628,7 +628,7 @@ def test_network_lost_for_30_s_is_waited_out(
     tick.on_sleep = lose
     # A little less patient, boto3 tries twice by itself, and not eight times with its own pauses between.
     aws = Aws.open(project.config.sagemaker, clock=tick.clock(), patience_s=PATIENCE_S - 1)
-    with pytest.raises(CloudError, match="somebody stopped it"):
+    with pytest.raises(CloudError, match="it was stopped"):
         training_job.train(project.config, context=Context(project.dir), aws=aws)
 
     assert tick.elapsed_s > 30

@@ -153,6 +153,19 @@ def test_failing_command_ends_its_run_with_the_cause(project_dir: Path, client: 
 
 
 @pytest.mark.slow
+def test_searching_processes_have_processes_that_load_their_images(tmp_path: Path) -> None:
+    """Small sibling: test_processes_of_a_process_of_multiprocessing_end_with_it."""
+    flags = ("--search.num_parallel", "2", "--model.trainable", "layer4", "--train.augmentation", "flip_crop")
+    process = dogbreed("tune", *SMALL, *flags, "--train.num_workers", "1", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("small-resnet50", "challenger")
+    assert version.run_id is not None
+    assert [run.info.status for run in children(client, version.run_id)] == 4 * ["FINISHED"]
+
+
+@pytest.mark.slow
 def test_mlflow_run_tunes_in_its_own_run(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"

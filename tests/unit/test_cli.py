@@ -1,5 +1,6 @@
 """The front door: exit statuses, what goes to stdout and what to stderr, and what the stages are handed."""
 
+import io
 import json
 import logging
 import os
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from dogbreed_ml import cli
 from dogbreed_ml.cli import main
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
@@ -312,3 +315,12 @@ def test_what_the_gate_does_not_allow_ends_with_3(
     monkeypatch.setattr(promote, "promote", refuse)
     assert main(["promote", "--to", "7"]) == 3
     assert capfd.readouterr() == ("", "error: version 7 was never champion\n")
+
+
+def test_log_line_on_a_terminal_is_not_wrapped() -> None:
+    """A command in it can be pasted."""
+    out = io.StringIO()
+    handler = cli._log_handler(Console(file=out, width=40, force_terminal=True, color_system=None), names_level=False)
+    command = "aws sagemaker stop-training-job --region eu-west-1 --training-job-name [quickstart]-train-1a2b3c"
+    handler.emit(logging.LogRecord("dogbreed_ml", logging.WARNING, "", 0, "  %s", (command,), None))
+    assert out.getvalue() == f"WARNING    {command}\n"
