@@ -191,8 +191,10 @@ def test_what_is_tried_depends_on_what_is_trained() -> None:
 
 @pytest.mark.slow  # 60 s: a dozen settings of ResNet50's own steps
 def test_settings_of_a_network_trained_on_photographs_are_tried(
-    photographs_dir: Path, weights_path: Path, tmp_path: Path
+    photographs_dir: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However slow the machine is.
+    monkeypatch.setattr("dogbreed_ml.pipeline.suggest.MAX_S", 1e6)
     config = ExperimentConfig(
         data=DataConfig(source="folder", path=str(photographs_dir / "dogs"), image_size=64, max_per_class=3),
         model=ModelConfig(weights=str(weights_path), resnet_version="1", trainable="layer4"),
