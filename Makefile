@@ -20,11 +20,12 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv with the pinned packages, once per requirements.txt
 
-# --no-deps: the pins are whole, nothing is resolved again; --no-build-isolation: setuptools is one of them.
+# --no-deps: the pins are whole, nothing is resolved again; --no-build-isolation: setuptools is one of them;
+# --no-compile: most of 22,000 files are never imported, and the others are compiled when they are.
 $(STAMP): requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed (smdebug needs distutils), $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --no-deps --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -40,14 +41,14 @@ check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Unit tests start no process, so that two run at once; the others use both cores themselves.
+# Two at once; tests of one file share its fixtures.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+
 test: install ## every test but slow, gpu and aws
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not gpu and not aws" tests/unit
-	$(BIN)/pytest -m "not slow and not gpu and not aws" --ignore tests/unit
+	$(PYTEST) -m "not slow and not gpu and not aws"
 
 test-all: install ## every test but aws; gpu tests skip where there is none
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not aws" tests/unit
-	$(BIN)/pytest -m "not aws" --ignore tests/unit
+	$(PYTEST) -m "not aws"
 
 bench: install ## the README's figures, side by side with what a user would write
 	$(BIN)/python -m benchmarks
