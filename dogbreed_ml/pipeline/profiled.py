@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -277,7 +277,7 @@ class RunProfiler:
         if not uses_features(config):
             self._session.spans.loader = LoaderProcesses(config.train.num_workers)
         if self._config.debugger:
-            debugger = self._open_debugger()
+            debugger = self._open_debugger(bench.splits.classes)
             self._ending = partial(self._close_debugger, debugger)
             debugger.watch(model.to(bench.device), loss_function)
             results = debugger.epochs(results, num_epochs=config.train.num_epochs)
@@ -294,7 +294,7 @@ class RunProfiler:
                 self._session.spans.loader = replace(loader, pids=_worker_pids(train=batches, valid=valid))
             self._end_training()
 
-    def _open_debugger(self) -> Debugger:
+    def _open_debugger(self, classes: Sequence[str]) -> Debugger:
         assert self._folder is not None
         return Debugger.open(
             self._folder / TENSORS_DIR,
@@ -302,6 +302,7 @@ class RunProfiler:
             max_gib=self._config.max_gib,
             stop_on=self._config.stop_on,
             parameters=self._config.tensor_rules,
+            class_names=classes,
         )
 
     def _close_debugger(self, debugger: Debugger) -> tuple[Verdict, ...]:

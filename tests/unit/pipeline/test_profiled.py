@@ -25,6 +25,7 @@ from dogbreed_ml.config import (
 )
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
+from dogbreed_ml.debugging.classnames import load_class_names
 from dogbreed_ml.errors import ProfileError, TrainingError
 from dogbreed_ml.pipeline.profiled import (
     ARTIFACT_DIR,
@@ -253,6 +254,9 @@ def test_a_run_that_fails_has_its_verdicts_and_report(context: Context, failed_r
 
 def test_recorded_tensors_are_judged_again_with_other_parameters(context: Context, failed_run_id: str) -> None:
     run_dir = context.project_dir / PROFILES_DIR / failed_run_id
+    breeds = load_splits(CONFIG.data, project_dir=context.project_dir).classes
+    # By these names ClassImbalance tells of them.
+    assert load_class_names(run_dir / TENSORS_DIR) == breeds
     config = replace(CONFIG, profile=ProfileConfig(rules={"VanishingGradient_threshold": 1000}))
     for source in (failed_run_id, str(run_dir), str(run_dir / ARTIFACT_DIR)):
         summary = judge_source(source, config, context=context)
