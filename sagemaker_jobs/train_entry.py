@@ -19,7 +19,7 @@ from dogbreed_ml.data.splits import Splits
 from dogbreed_ml.debugging.epochs import EpochJudge
 from dogbreed_ml.errors import CloudError, ConfigError, DogbreedError
 from dogbreed_ml.features import TABLE_FILE
-from dogbreed_ml.pipeline.profiled import RunProfiler
+from dogbreed_ml.pipeline.runprofiler import RunProfiler
 from dogbreed_ml.pipeline.stages import TEMPERATURE_METRIC, log_beginning, logged_feeds
 from dogbreed_ml.pipeline.train import train_and_evaluate
 from dogbreed_ml.runs import Run, Terminated, data_inputs, raise_terminated, render_cause

@@ -14,7 +14,7 @@ from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import TrainingError
 from dogbreed_ml.evaluation import Evaluation
-from dogbreed_ml.pipeline.profiled import RunProfiler, profiled_run
+from dogbreed_ml.pipeline.runprofiler import RunProfiler, profiled_run
 from dogbreed_ml.pipeline.stages import (
     evaluate_model,
     log_beginning,

@@ -12,8 +12,8 @@ from dogbreed_ml.debugging.epochs import EpochJudge
 from dogbreed_ml.errors import ConfigError, SearchError
 from dogbreed_ml.evaluation import Evaluation, compute_metrics
 from dogbreed_ml.figures import EpochMetrics
-from dogbreed_ml.pipeline.profiled import profiled_run
 from dogbreed_ml.pipeline.refit import Refitted, average, refit
+from dogbreed_ml.pipeline.runprofiler import profiled_run
 from dogbreed_ml.pipeline.stages import (
     evaluate_model,
     log_beginning,

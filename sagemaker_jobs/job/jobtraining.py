@@ -16,7 +16,7 @@ from torch import nn
 from dogbreed_ml.checkpoint import Checkpoint, save_checkpoint
 from dogbreed_ml.config import ExperimentConfig, FeaturesConfig, without_secrets
 from dogbreed_ml.features import TABLE_FILE, adopt_table
-from dogbreed_ml.pipeline.profiled import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, RunProfiler, profiled_run
+from dogbreed_ml.pipeline.runprofiler import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, RunProfiler, profiled_run
 from dogbreed_ml.profiling.session import RAW_DIR
 from dogbreed_ml.train import EpochResult, FitState
 from dogbreed_ml.workbench import Workbench, preprocessing_of, uses_features

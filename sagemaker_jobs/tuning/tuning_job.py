@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from dogbreed_ml.config import ExperimentConfig
 from dogbreed_ml.context import Context
 from dogbreed_ml.errors import ConfigError, SearchError
-from dogbreed_ml.pipeline.profiled import profiled_run
+from dogbreed_ml.pipeline.runprofiler import profiled_run
 from dogbreed_ml.pipeline.stages import log_beginning, logged_feeds, opened
 from dogbreed_ml.pipeline.tune import check_search, finish_search
 from dogbreed_ml.progress import TerminalProgress

@@ -33,7 +33,8 @@ from dogbreed_ml.config import (
 from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.data.splits import Splits
-from dogbreed_ml.pipeline.profiled import RunProfiler, profile
+from dogbreed_ml.pipeline.profiled import profile
+from dogbreed_ml.pipeline.runprofiler import RunProfiler
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.readers import read_recording
 from dogbreed_ml.profiling.recordings import LoaderProcesses

@@ -27,16 +27,8 @@ from dogbreed_ml.context import Context
 from dogbreed_ml.data.sources import load_splits
 from dogbreed_ml.debugging.classnames import load_class_names
 from dogbreed_ml.errors import ProfileError, TrainingError
-from dogbreed_ml.pipeline.profiled import (
-    ARTIFACT_DIR,
-    AS_RECORDED,
-    PROFILES_DIR,
-    TENSORS_DIR,
-    RunProfiler,
-    judge_source,
-    profile,
-    profiled_run,
-)
+from dogbreed_ml.pipeline.profiled import AS_RECORDED, judge_source, profile
+from dogbreed_ml.pipeline.runprofiler import ARTIFACT_DIR, PROFILES_DIR, TENSORS_DIR, RunProfiler, profiled_run
 from dogbreed_ml.pipeline.stages import run_epochs
 from dogbreed_ml.policies import ProfileConfig
 from dogbreed_ml.profiling.rules import RULES
