@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,11 @@ from dogbreed_ml.spans import NO_SPANS
 from dogbreed_ml.tracking import Tracker
 from dogbreed_ml.workbench import Workbench
 
-# smdebug 1.0.34 with numpy 1.26.
-pytestmark = pytest.mark.filterwarnings("ignore:tostring.. is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # smdebug 1.0.34 with numpy 1.26.
+    pytest.mark.filterwarnings("ignore:tostring.. is deprecated:DeprecationWarning"),
+]
 
 CONFIG = ExperimentConfig(
     data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
@@ -49,15 +51,6 @@ CONFIG = ExperimentConfig(
     profile=ProfileConfig(interval_ms=50),
     tracking=TrackingConfig(system_metrics=False),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Where other programs work too, torch's threads wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,11 @@ from dogbreed_ml.train import fit
 from dogbreed_ml.transforms import decode_image
 from dogbreed_ml.workbench import Feeds, Workbench
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = ExperimentConfig(
     data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32), model=ModelConfig(weights="random")
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Where other programs work too, torch's threads wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What `dogbreed profile --suggest` tries, and what it leaves behind."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,21 +28,14 @@ from dogbreed_ml.pipeline.suggest import (
 )
 from dogbreed_ml.workbench import Workbench
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = ExperimentConfig(
     data=DataConfig(num_breeds=3, num_per_breed=12, image_size=32),
     model=ModelConfig(weights="random"),
     features=FeaturesConfig(backend="torch-fp32"),
     train=TrainConfig(num_epochs=2, batch_size=4),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Where other programs work too, torch's threads wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
