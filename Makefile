@@ -20,12 +20,11 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv with the pinned packages, once per requirements.txt
 
-# --no-deps: the pins are whole, nothing is resolved again; --no-build-isolation: setuptools is one of them;
-# --no-compile: most of 22,000 files are never imported, and the others are compiled when they are.
+# --no-deps: the pins are whole, nothing is resolved again; --no-build-isolation: setuptools is one of them.
 $(STAMP): requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed (smdebug needs distutils), $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-deps --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -r requirements.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from search_command import search_command
+from search_command import SearchCommand, search_command
 
 EPOCH_S = 0.01
 
@@ -29,6 +29,12 @@ def _runs(folder: Path) -> tuple[Run, list[Run]]:
     return parents[0], sorted(children, key=lambda run: int(run.data.tags["optuna.trial_number"]))
 
 
+def _wait_for_held_trials(command: SearchCommand, folder: Path, count: int = 1) -> None:
+    """Until they have runs; between two trials there is nothing to cut off."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    command.wait_until(lambda: len(client.search_runs(["1"], "attributes.status = 'RUNNING'")) == 1 + count)
+
+
 def _states(children: list[Run]) -> list[tuple[str, str]]:
     return [(run.info.status, run.data.tags.get("trial.state", "-")) for run in children]
 
@@ -41,8 +47,7 @@ def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_trials": 5, "epoch_s": EPOCH_S}
     with search_command(tmp_path, **options, hold_after=2) as command:
         command.wait_for_trials(2)
-        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-        command.wait_until(lambda: len(client.search_runs(["1"], "attributes.status = 'RUNNING'")) == 2)
+        _wait_for_held_trials(command, tmp_path)
         command.kill()
     with search_command(tmp_path, **options) as command:
         told = command.result()
@@ -101,6 +106,7 @@ def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, n
     options: dict[str, Any] = {"num_trials": 5, "num_parallel": num_parallel, "epoch_s": EPOCH_S}
     with search_command(tmp_path, **options, hold_after=2 // num_parallel) as command:
         command.wait_for_trials(2)
+        _wait_for_held_trials(command, tmp_path, num_parallel)
         assert command.interrupt() == 130
     parent, children = _runs(tmp_path)
     assert parent.info.status == "KILLED"
@@ -115,6 +121,7 @@ def test_interrupted_search_leaves_nothing_running_and_goes_on(tmp_path: Path, n
 def test_terminated_search_ends_its_runs_as_killed(tmp_path: Path) -> None:
     with search_command(tmp_path, num_trials=5, epoch_s=EPOCH_S, hold_after=1) as command:
         command.wait_for_trials(1)
+        _wait_for_held_trials(command, tmp_path)
         os.kill(command.process.pid, signal.SIGTERM)
         assert command.process.wait(60) == 130
     parent, children = _runs(tmp_path)
