@@ -62,6 +62,7 @@ def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     cut_off = next(run for run in children if run.info.status == "KILLED")
     retried = next(run for run in children if "dogbreed.retry_of" in run.data.tags)
     assert retried.data.tags["dogbreed.retry_of"] == cut_off.data.tags["optuna.trial_number"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for run in children:
         if run.info.status == "FINISHED":
             assert len(client.get_metric_history(run.info.run_id, "valid/loss")) == 4
