@@ -401,6 +401,24 @@ def test_train_and_tune_profile_on_request(tmp_path: Path) -> None:
     assert set(judged) <= {"NoIssuesFound", "IssuesFound"}
 
 
+def test_an_interrupt_says_how_its_recording_is_judged(
+    context: Context, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, profile=ProfileConfig(enabled=True, interval_ms=50))
+    with (
+        Tracker.open(project_dir=context.project_dir, config=CONFIG.tracking) as tracker,
+        tracker.start_run("interrupted") as run,
+        pytest.raises(KeyboardInterrupt),
+        profiled_run(config, run, project_dir=tmp_path) as profiler,
+        profiler.spans.span("data"),
+    ):
+        raise KeyboardInterrupt
+    (source,) = re.findall(r"`dogbreed profile --from (\S+)`", caplog.text)
+    assert Path(judge_source(source, CONFIG, context=context).report_path).is_file()
+    names = judge_folder(Path(source) / ARTIFACT_DIR, CONFIG.profile).recording.timeline.frame["name"]
+    assert "data" in set(names)
+
+
 @pytest.mark.usefixtures("run_id")
 def test_a_source_that_is_nothing_is_refused(context: Context) -> None:
     (context.project_dir / "plain.txt").touch()
